@@ -1,0 +1,33 @@
+"""Brokers as bytes: one small contract (`driver`) and its adapters.
+
+`open_subscription` and `open_topic` are the one way in, for the worker, the client and anybody's script.
+"""
+
+from rejoinder.adapters.errors import (
+    AdapterError,
+    BadURL,
+    Denied,
+    LeaseLost,
+    NotFound,
+    TooLarge,
+    Transient,
+)
+from rejoinder.adapters.driver import Backlog, Message, Outgoing, Subscription, Topic
+from rejoinder.adapters.urls import open_subscription, open_topic
+
+__all__ = [
+    "AdapterError",
+    "Backlog",
+    "BadURL",
+    "Denied",
+    "LeaseLost",
+    "Message",
+    "NotFound",
+    "Outgoing",
+    "Subscription",
+    "TooLarge",
+    "Topic",
+    "Transient",
+    "open_subscription",
+    "open_topic",
+]

@@ -1,0 +1,125 @@
+"""The contract of a broker adapter, in words and types. `tests/conformance` executes every sentence of it.
+
+All times are seconds, all sizes bytes. Adapters carry bytes and never look inside them. They never retry and never
+log; an error is one of `rejoinder.adapters.errors`. No call blocks the event loop. All methods may be called
+concurrently from tasks of the one event loop on which the adapter was opened.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rejoinder.adapters.errors import AdapterError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Message:
+    """One delivery of one message. A redelivery is another `Message` with the same `id`."""
+
+    id: str
+    """The broker's id of the message: the same on every delivery, unique in its subscription for ever."""
+    body: bytes
+    attributes: Mapping[str, str]
+    attempt: int | None
+    """This delivery's number, from 1; None where the broker does not count."""
+    sent_at: float | None
+    """When the broker took the message, seconds since the epoch; None where the broker does not say."""
+    lease: object
+    """The adapter's handle of this delivery, opaque to everyone else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One message to publish."""
+
+    body: bytes
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    ordering_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How much a subscription holds, as far as its broker says."""
+
+    waiting: int
+    """Messages that can be received now."""
+    held: int
+    """Messages that are leased or delayed."""
+    dead: int | None = None
+    """Messages in the dead-letter queue; None where there is none or it cannot be asked."""
+
+
+class Subscription(Protocol):
+    """Where requests come from: messages are received under a lease and settled, or they come back."""
+
+    @property
+    def name(self) -> str:
+        """What identifies the subscription: the same for every process and every spelling of its URL's options."""
+
+    @property
+    def lease_seconds(self) -> float:
+        """How long a received message is hidden from everybody else before it must be renewed."""
+
+    @property
+    def max_attempts(self) -> int | None:
+        """After how many deliveries the broker's dead-letter policy takes a message away; None without a policy."""
+
+    async def receive(self, limit: int, wait: float) -> list[Message]:
+        """Lease up to `limit` messages (at least 1), oldest available first.
+
+        Returns as soon as there is any message, without waiting for `limit`; an empty list after `wait` seconds
+        without one. Until its lease ends, a message is received by nobody else. When the lease ends without an ack,
+        the message becomes available again with `attempt` one higher. A message delivered `max_attempts` times is
+        not delivered again: it moves to the dead-letter queue, body and attributes unchanged.
+
+        Cancelling `receive` loses nothing: what was leased for it is let go at once.
+
+        Raises:
+            ValueError: `limit` is below 1.
+            Transient, Denied, NotFound: as their names say.
+        """
+
+    async def ack(self, messages: Sequence[Message]) -> list[AdapterError | None]:
+        """Settle: the messages are never delivered again. One outcome for each, in order, None for success.
+
+        A lease that has ended but has passed to nobody else can still be acked. `LeaseLost` if another delivery has
+        happened since, or the message is gone. One failed entry does not fail the others.
+        """
+
+    async def set_lease(self, messages: Sequence[Message], seconds: float) -> list[AdapterError | None]:
+        """Let the lease of each end `seconds` from now: renew (> 0), nack (0), delayed nack (> 0, then let go).
+
+        One outcome for each, in order, None for success; `LeaseLost` as in `ack`. With 0 the message is available
+        at once. Setting the lease does not change `attempt`; the next delivery does.
+
+        Raises:
+            ValueError: `seconds` is negative or more than the broker can hold (`max_lease_seconds`).
+        """
+
+    @property
+    def max_lease_seconds(self) -> float:
+        """The longest lease that `set_lease` accepts."""
+
+    async def backlog(self) -> Backlog:
+        """Count what is waiting, held and dead. May be approximate."""
+
+
+class Topic(Protocol):
+    """Where responses go."""
+
+    @property
+    def name(self) -> str:
+        """What identifies the topic: the same for every process and every spelling of its URL's options."""
+
+    @property
+    def max_body(self) -> int:
+        """The largest body that `publish` takes."""
+
+    async def publish(self, batch: Sequence[Outgoing]) -> list[str | AdapterError]:
+        """Make each message durable. One outcome for each, in order: its broker id, or what went wrong.
+
+        A returned id means that the message survives the death of this process and, where the broker promises so, of
+        the machine. `TooLarge` for a body above `max_body`. Messages that share an `ordering_key` are delivered in the
+        order of publishing where the broker can. One failed entry does not fail the others. If the call itself
+        raises or is cancelled, each message may or may not have been published.
+        """

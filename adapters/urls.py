@@ -1,0 +1,97 @@
+"""URLs name everything: a scheme picks the adapter, which is imported only then."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib import import_module
+from typing import Protocol, cast
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+from rejoinder.adapters.driver import Subscription, Topic
+from rejoinder.adapters.errors import BadURL
+
+# scheme -> module with `open_subscription(url)` and `open_topic(url)`
+ADAPTERS = {
+    "memory": "rejoinder.adapters.memory",
+    "sqlite": "rejoinder.adapters.sqlite",
+}
+
+
+class AdapterModule(Protocol):
+    """What an adapter's module offers to this one."""
+
+    def open_subscription(self, url: str, /) -> AbstractAsyncContextManager[Subscription]:
+        """Open the queue or subscription that `url` names."""
+
+    def open_topic(self, url: str, /) -> AbstractAsyncContextManager[Topic]:
+        """Open the queue or topic that `url` names."""
+
+
+def _adapter(url: str) -> AdapterModule:
+    scheme, sep, _ = url.partition("://")
+    if not sep or scheme not in ADAPTERS:
+        known = ", ".join(f"{name}://" for name in ADAPTERS)
+        raise BadURL(f"cannot open {url!r}: unknown scheme {scheme!r}; known are {known}")
+    return cast("AdapterModule", import_module(ADAPTERS[scheme]))
+
+
+@asynccontextmanager
+async def open_subscription(url: str) -> AsyncIterator[Subscription]:
+    """Open the queue or subscription that `url` names, and close it on exit.
+
+    Raises:
+        BadURL: unknown scheme, unknown or repeated query parameter, or a value out of range; names which.
+        NotFound, Denied, Transient: the broker says so.
+    """
+    async with _adapter(url).open_subscription(url) as subscription:
+        yield subscription
+
+
+@asynccontextmanager
+async def open_topic(url: str) -> AsyncIterator[Topic]:
+    """Open the queue or topic that `url` names, and close it on exit. Raises as `open_subscription` does."""
+    async with _adapter(url).open_topic(url) as topic:
+        yield topic
+
+
+def split(url: str, allowed: Mapping[str, str]) -> tuple[SplitResult, dict[str, str]]:
+    """Split `url` into its parts and its query, whose parameters must be among `allowed` (name -> what it means).
+
+    Raises:
+        BadURL: a parameter is unknown, repeated or without a value, or the URL has a fragment.
+    """
+    try:
+        parts = urlsplit(url)
+        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError as exc:
+        raise BadURL(f"cannot read {url!r}: {exc}") from exc
+    if parts.fragment:
+        raise BadURL(f"cannot read {url!r}: a fragment ({'#' + parts.fragment!r}) has no meaning here")
+    query: dict[str, str] = {}
+    for name, value in pairs:
+        if name not in allowed:
+            known = "; ".join(f"{key} ({meaning})" for key, meaning in allowed.items())
+            raise BadURL(f"unknown parameter {name!r} in {url!r}; known are {known}")
+        if name in query:
+            raise BadURL(f"parameter {name!r} stands twice in {url!r}")
+        if not value:
+            raise BadURL(f"parameter {name!r} has no value in {url!r}")
+        query[name] = value
+    return parts, query
+
+
+def number(url: str, query: Mapping[str, str], name: str, default: float, *, low: float, high: float) -> float:
+    """Read the number `name` from `query`, which must be from `low` to `high`.
+
+    Raises:
+        BadURL: it is no number or out of range.
+    """
+    text = query.get(name)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise BadURL(f"parameter {name!r} must be a number from {low:g} to {high:g} in {url!r}, not {text!r}")
+    return value

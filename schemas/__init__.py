@@ -1,0 +1,1 @@
+"""The JSON of the contract: envelope, OpenAI bodies, errors. No I/O."""

@@ -1,0 +1,115 @@
+"""The envelope: what a producer publishes and what a consumer receives."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
+
+from rejoinder.schemas.problems import first_problem
+from rejoinder.schemas.wire import WireError, read_object, safe_text, write_json
+
+PRINTABLE = r"^[\x20-\x7e]*$"
+Header = Annotated[str, Field(max_length=1024, pattern=PRINTABLE)]
+
+
+def _parse_deadline(value: Any) -> Any:
+    # Strict mode takes datetimes only from JSON text; here the JSON is parsed already. Numbers stay refused.
+    if not isinstance(value, str):
+        raise ValueError("it should be an RFC 3339 time with an offset, such as 2026-11-21T12:00:00Z")  # noqa: TRY004
+    try:
+        return datetime.fromisoformat(value)
+    except ValueError as exc:
+        raise ValueError("it should be an RFC 3339 time with an offset, such as 2026-11-21T12:00:00Z") from exc
+
+
+class Options(BaseModel):
+    """What a producer may ask for besides the work. The SageMaker fields have SageMaker's limits."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    inference_id: str | None = Field(
+        default=None, min_length=1, max_length=64, pattern=PRINTABLE, description="Names the answer: its response id."
+    )
+    request_ttl_seconds: int | None = Field(
+        default=None, ge=60, le=21600, description="Counted from when the broker took the request; then 408."
+    )
+    invocation_timeout_seconds: int | None = Field(default=None, ge=1, le=3600, description="Of inference; then 504.")
+    content_type: Header | None = None
+    accept: Header | None = None
+    custom_attributes: Header | None = None
+    output_path_extension: str | None = Field(default=None, max_length=512)
+    filename: str | None = Field(default=None, max_length=32)
+    stream: Literal[False] | None = Field(default=None, description="Only false: streaming is not supported yet.")
+    deadline: Annotated[AwareDatetime, BeforeValidator(_parse_deadline, json_schema_input_type=str)] | None = Field(
+        default=None, description="RFC 3339; a request not started by then is answered 408."
+    )
+
+
+class Request(BaseModel):
+    """One request: `path` says what to run, `metadata` rejoins the answer, `body` is the work."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    path: str | None = Field(default=None, description="Absent: the worker's default path.")
+    metadata: dict[str, Any] = Field(description="The sender's own; returned exactly.")
+    body: JsonValue = Field(default=None, description="What the path decides. Exactly one of body and input_location.")
+    input_location: str | None = Field(
+        default=None, min_length=1, max_length=1024, description="The body is this object's content."
+    )
+    options: Options | None = None
+
+
+class Response(BaseModel):
+    """One response: how it went, the request's own metadata, and the result or the error."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    status_code: int = Field(ge=100, le=599)
+    metadata: dict[str, Any] | None = Field(description="As the request had it; null where it could not be read.")
+    body: JsonValue = Field(default=None, description='The result, or {"error": {...}} when status_code >= 400.')
+    output_location: str | None = None
+    failure_location: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedRequest:
+    """A request that keeps its envelope's rules."""
+
+    request: Request
+    metadata: str
+    """The text of the metadata, as the sender wrote it."""
+
+
+def parse_request(data: bytes) -> ParsedRequest:
+    """Read and check the bytes of a request.
+
+    Raises:
+        WireError: what is wrong, which field, and the metadata's text where it could be read.
+    """
+    values, metadata = read_object(data)
+    if metadata is None:
+        raise WireError("metadata is missing: it must be a JSON object, and comes back with the response", param="metadata")
+    if not isinstance(values["metadata"], dict):
+        raise WireError("metadata must be a JSON object", param="metadata")
+    if ("body" in values) == (values.get("input_location") is not None):
+        problem = "body and input_location are both given" if "body" in values else "body is missing"
+        raise WireError(f"{problem}: give exactly one of body and input_location", param="body", metadata=metadata)
+    # The body is checked by whoever serves the path; walking it here would only cost time.
+    body = values.pop("body", None)
+    try:
+        request = Request.model_validate(values)
+    except ValidationError as exc:
+        message, param = first_problem(exc, Request, values)
+        raise WireError(message, param=param, metadata=metadata) from exc
+    return ParsedRequest(request.model_copy(update={"body": body}), metadata)
+
+
+def write_response(status_code: int, metadata: str | None, body: Any) -> bytes:
+    """Write a response's bytes around the metadata's own text.
+
+    Raises:
+        ValueError, TypeError: `body` is not JSON.
+    """
+    own = "null" if metadata is None else safe_text(metadata)
+    return f'{{"status_code":{status_code},"metadata":{own},"body":{write_json(body)}}}'.encode()

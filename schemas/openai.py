@@ -1,0 +1,174 @@
+"""The OpenAI bodies that are served: text completions and chat completions.
+
+Source: the OpenAI API reference, as the `openai` package types it; `top_k` is vLLM's addition. Strict: nothing is
+coerced, every range is checked, and a field or value that no engine here can honour is refused by name instead of
+ignored. A field with a neutral value (`n: 1`, `presence_penalty: 0`) is accepted, since clients send those unasked.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MAX_SEQUENCES = 128
+"""Prompts times `n` in one request: bounds what a single message can ask of a shared engine."""
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 256
+MAX_TEMPERATURE = 2.0
+
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Zero = Annotated[float, Field(ge=0, le=0)]
+
+PROMPT_RULE = "a non-empty string, a list of non-empty strings, a list of token ids, or a list of lists of token ids"
+
+
+class Sampling(BaseModel):
+    """What both bodies share: how many tokens, and how each is chosen."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    RULES: ClassVar[Mapping[str, str]] = {
+        "stop": f"must be a non-empty string or a list of at most {MAX_STOPS}, each of at most"
+        f" {MAX_STOP_CHARACTERS} characters",
+        "stream": "is not supported yet: leave it out or set it to false",
+        "presence_penalty": "is not supported: leave it out or set it to 0",
+        "frequency_penalty": "is not supported: leave it out or set it to 0",
+        "logit_bias": "is not supported: leave it out",
+    }
+    """What to say of a field whose own validation error would not help."""
+
+    model: str | None = Field(default=None, description="One of the worker's served names; absent: its model.")
+    max_tokens: int | None = Field(default=None, ge=1, description="New tokens at most, for each choice.")
+    temperature: float = Field(
+        default=1.0, ge=0.0, le=MAX_TEMPERATURE, allow_inf_nan=False, description="0 is greedy: the likeliest token."
+    )
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0, allow_inf_nan=False)
+    top_k: int = Field(default=0, ge=-1, description="0 and -1 are off.")
+    n: int = Field(default=1, ge=1, le=MAX_SEQUENCES)
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    seed: int | None = Field(
+        default=None, ge=-(2**63), le=2**63 - 1, description="Absent: derived from the response id."
+    )
+    user: str | None = Field(default=None, description="Ignored.")
+    stream: Literal[False] | None = None
+    presence_penalty: Zero | None = None
+    frequency_penalty: Zero | None = None
+    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings, none to many."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        """New tokens at most for each choice; None: as many as the engine allows."""
+        return self.max_tokens
+
+
+class CompletionRequest(Sampling):
+    """The body of `/v1/completions`."""
+
+    RULES: ClassVar[Mapping[str, str]] = {
+        **Sampling.RULES,
+        "prompt": f"must be {PROMPT_RULE}; at most {MAX_SEQUENCES} prompts",
+        "echo": "is not supported: leave it out or set it to false",
+        "suffix": "is not supported: leave it out",
+        "best_of": "is not supported: leave it out or set it to 1",
+        "logprobs": "is not supported by this engine: leave it out",
+    }
+
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_SEQUENCES)]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_SEQUENCES)]
+    )
+    echo: Literal[False] | None = None
+    suffix: None = None
+    best_of: Literal[1] | None = None
+    logprobs: None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "CompletionRequest":
+        if len(self.prompts) * self.n > MAX_SEQUENCES:
+            raise ValueError(f"prompts times n is {len(self.prompts) * self.n}; at most {MAX_SEQUENCES} is allowed")
+        return self
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts one by one, each a text or its token ids."""
+        prompt: Any = self.prompt
+        if isinstance(prompt, str) or isinstance(prompt[0], int):
+            return [prompt]
+        return list(prompt)
+
+
+class TextPart(BaseModel):
+    """A part of a message's content. Only text is served."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(BaseModel):
+    """One message of a conversation."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    name: str | None = Field(default=None, description="Ignored.")
+
+    @property
+    def text(self) -> str:
+        """The content as one string."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class ChatCompletionRequest(Sampling):
+    """The body of `/v1/chat/completions`."""
+
+    RULES: ClassVar[Mapping[str, str]] = {
+        **Sampling.RULES,
+        "logprobs": "is not supported by this engine: leave it out or set it to false",
+        "top_logprobs": "is not supported by this engine: leave it out",
+        "response_format": 'is not supported, except as {"type": "text"}',
+    }
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
+    max_completion_tokens: int | None = Field(default=None, ge=1, description="The newer name of max_tokens.")
+    logprobs: Literal[False] | None = None
+    top_logprobs: Zero | None = None
+    response_format: "TextFormat | None" = None
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> "ChatCompletionRequest":
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise ValueError("max_tokens and max_completion_tokens are one limit under two names: give one of them")
+        return self
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        """New tokens at most for each choice; None: as many as the engine allows."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+
+class TextFormat(BaseModel):
+    """The only response format that is served."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    type: Literal["text"]
+
+
+BODIES: Mapping[str, type[CompletionRequest] | type[ChatCompletionRequest]] = {
+    "/v1/completions": CompletionRequest,
+    "/v1/chat/completions": ChatCompletionRequest,
+}

@@ -1,0 +1,51 @@
+"""Pydantic's validation errors as one sentence that names the field and what is allowed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+
+def first_problem(exc: ValidationError, model: type[BaseModel], value: Any, prefix: str = "") -> tuple[str, str | None]:
+    """Say what is wrong: a message for the sender, and the path of the field at fault (None: the whole value).
+
+    Args:
+        exc: What validating `value` as `model` raised.
+        model: Its `RULES` (field -> what to say), where it has them, speak for fields of their own.
+        value: The JSON value that was validated.
+        prefix: The path of `value` itself, such as `options`.
+    """
+    error = exc.errors(include_url=False, include_context=False)[0]
+    path = _path(error["loc"], value, missing=error["type"] in {"missing", "extra_forbidden"})
+    param = ".".join([prefix, *map(str, path)] if prefix else map(str, path)) or None
+    rules: Mapping[str, str] = getattr(model, "RULES", {})
+    name = param or "the body"
+    if error["type"] == "missing":
+        return f"{name} is missing", param
+    if error["type"] == "extra_forbidden":
+        known = f"; known are {', '.join(model.model_fields)}" if len(path) == 1 else ""
+        return f"{name} is not a supported field{known}", param
+    if path and path[0] in rules:
+        return f"{param} {rules[str(path[0])]}", param
+    return f"{name}: {_lower(error['msg'])}", param
+
+
+def _lower(message: str) -> str:
+    message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return message.replace("Input should", "it should", 1)
+
+
+def _path(loc: tuple[int | str, ...], value: Any, *, missing: bool) -> list[int | str]:
+    """The part of `loc` that exists in `value`: pydantic also puts the names of union members there."""
+    path: list[int | str] = []
+    for step in loc:
+        if isinstance(value, dict) and step in value:
+            value = value[step]
+        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
+            value = value[step]
+        elif missing and step == loc[-1]:
+            pass
+        else:
+            continue
+        path.append(step)
+    return path

@@ -1,0 +1,1 @@
+"""The work: receive, run, reply, settle."""

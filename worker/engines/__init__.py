@@ -1,0 +1,1 @@
+"""What runs a request: the echo engine, and models in processes of their own."""

@@ -1,0 +1,34 @@
+"""The echo engine: the request's body is the response's. For trials and for benchmarks of everything but a model."""
+
+import asyncio
+from typing import Any
+
+from rejoinder.worker.engines.protocol import EngineRequest
+
+# Nothing runs, so this bounds only how many messages the worker holds at once: enough that broker round trips of some
+# milliseconds overlap at thousands of messages per second, few enough that two workers share a short backlog.
+CAPACITY = 512
+
+
+class EchoEngine:
+    """Answers `/echo` and the default path with the request's body."""
+
+    def __init__(self, default_path: str) -> None:
+        self.paths = frozenset({"/echo", default_path})
+        self.capacity = CAPACITY
+        self.progress = 0
+
+    async def start(self) -> None:
+        """Nothing to load."""
+
+    async def generate(self, request: EngineRequest) -> Any:
+        """Return the body."""
+        self.progress += 1
+        return request.body
+
+    async def wait_gone(self) -> None:
+        """It cannot die."""
+        await asyncio.Event().wait()
+
+    async def stop(self) -> None:
+        """Nothing to free."""
