@@ -89,7 +89,9 @@ def parse_request(data: bytes) -> ParsedRequest:
     """
     values, metadata = read_object(data)
     if metadata is None:
-        raise WireError("metadata is missing: it must be a JSON object, and comes back with the response", param="metadata")
+        raise WireError(
+            "metadata is missing: it must be a JSON object, and comes back with the response", param="metadata"
+        )
     if not isinstance(values["metadata"], dict):
         raise WireError("metadata must be a JSON object", param="metadata")
     if ("body" in values) == (values.get("input_location") is not None):

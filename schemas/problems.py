@@ -39,13 +39,15 @@ def _path(loc: tuple[int | str, ...], value: Any, *, missing: bool) -> list[int 
     """The part of `loc` that exists in `value`: pydantic also puts the names of union members there."""
     path: list[int | str] = []
     for step in loc:
-        if isinstance(value, dict) and step in value:
+        if _has(value, step):
             value = value[step]
-        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
-            value = value[step]
-        elif missing and step == loc[-1]:
-            pass
-        else:
+        elif not (missing and step == loc[-1]):
             continue
         path.append(step)
     return path
+
+
+def _has(value: Any, step: int | str) -> bool:
+    if isinstance(value, dict):
+        return step in value
+    return isinstance(value, list) and isinstance(step, int) and step < len(value)

@@ -45,9 +45,9 @@ class _Scan:
             "parse_constant": _refuse_constant,
             "parse_float": _finite,
         }
-        self.scan = json.JSONDecoder(**hooks).scan_once
+        self.scan = json.JSONDecoder(**hooks).scan_once  # type: ignore[attr-defined]  # absent from typeshed
         # The value of a metadata integer is never needed here, only its text, so any length will do.
-        self.scan_metadata = json.JSONDecoder(**hooks, parse_int=_any_int).scan_once
+        self.scan_metadata = json.JSONDecoder(**hooks, parse_int=_any_int).scan_once  # type: ignore[attr-defined]
 
     def _pairs(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)

@@ -1,0 +1,205 @@
+"""From a message to an answer: parse, check, run. Decides no retry and settles nothing."""
+
+import asyncio
+import hashlib
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from rejoinder.adapters import Message
+from rejoinder.schemas.envelope import Options, ParsedRequest, parse_request
+from rejoinder.schemas.errors import ErrorBody
+from rejoinder.schemas.wire import WireError
+from rejoinder.worker.engines.protocol import Engine, EngineRequest
+from rejoinder.worker.errors import (
+    BadRequest,
+    EngineGone,
+    Expired,
+    Failed,
+    Forbidden,
+    Missing,
+    RequestError,
+    RequestTooLarge,
+    RetryableError,
+    TimedOut,
+    Unavailable,
+)
+
+log = structlog.get_logger(__name__)
+
+# Parsing holds the GIL either way, but in a thread it lets the event loop in every few milliseconds.
+PARSE_IN_THREAD_BYTES = 256 * 1024
+NO_OPTIONS = Options()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the sender gets for one request."""
+
+    status_code: int
+    metadata: str | None
+    """The text of the request's metadata; None where it could not be read."""
+    body: Any
+    response_id: str
+    error: RequestError | None = None
+    """What went wrong, where something did."""
+
+    @property
+    def retryable(self) -> bool:
+        """Whether another attempt may do better."""
+        return isinstance(self.error, RetryableError)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request that can be started."""
+
+    engine_request: EngineRequest
+    metadata: str
+    options: Options
+    expires_at: float
+    """Epoch seconds after which it must not be started; infinity: never."""
+    expiry_reason: str
+
+
+def response_id(subscription: str, message_id: str, inference_id: str | None) -> str:
+    """What names the answer of a request: the same on every delivery of its message.
+
+    Derived, not random, so that a redelivery to another worker has it too.
+    """
+    if inference_id is not None:
+        return inference_id
+    return hashlib.sha256(f"{subscription}\0{message_id}".encode()).hexdigest()[:32]
+
+
+class Handler:
+    """Runs requests on one engine.
+
+    Args:
+        engine: A started engine.
+        subscription: The subscription's name: half of what names an answer.
+        default_path: The path of a request that has none.
+        max_request_bytes: A larger request is answered 413.
+        invocation_timeout: Seconds of inference where the request sets no limit.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        subscription: str,
+        default_path: str,
+        max_request_bytes: int,
+        invocation_timeout: float,
+    ) -> None:
+        self._engine = engine
+        self._subscription = subscription
+        self._default_path = default_path
+        self._max_request_bytes = max_request_bytes
+        self._invocation_timeout = invocation_timeout
+
+    async def accept(self, message: Message) -> Job | Answer:
+        """Read and check a message: a job to run, or the answer if there is nothing to run. Never raises."""
+        name = response_id(self._subscription, message.id, None)
+        try:
+            if len(message.body) > PARSE_IN_THREAD_BYTES:
+                parsed = await asyncio.to_thread(parse_request, message.body)
+            else:
+                parsed = parse_request(message.body)
+        except WireError as exc:
+            return refusal(BadRequest(str(exc), param=exc.param), exc.metadata, name)
+        options = parsed.request.options or NO_OPTIONS
+        name = options.inference_id or name
+        try:
+            return self._job(message, parsed, options, name)
+        except RequestError as exc:
+            return refusal(exc, parsed.metadata, name)
+
+    def _job(self, message: Message, parsed: ParsedRequest, options: Options, name: str) -> Job:
+        request = parsed.request
+        if len(message.body) > self._max_request_bytes:
+            raise RequestTooLarge(
+                f"the request has {len(message.body)} bytes; at most {self._max_request_bytes} are allowed"
+            )
+        path = self._default_path if request.path is None else "/" + request.path.removeprefix("/")
+        if path not in self._engine.paths:
+            raise Missing(
+                f"unknown path {path!r}; this worker serves {', '.join(sorted(self._engine.paths))}", param="path"
+            )
+        if request.input_location is not None:
+            raise Forbidden(
+                f"input_location {request.input_location!r} is not allowed: this worker reads from no store",
+                param="input_location",
+            )
+        expires_at, reason = _expiry(options, message.sent_at)
+        job = Job(
+            EngineRequest(path, request.body, name, int(message.sent_at or 0)),
+            parsed.metadata,
+            options,
+            expires_at,
+            reason,
+        )
+        _check_expiry(job)
+        return job
+
+    async def run(self, job: Job) -> Answer:
+        """Run a job to its answer; an error is an answer too.
+
+        Raises:
+            EngineGone: the engine will not come back; nothing is known of the request.
+        """
+        name = job.engine_request.response_id
+        limit = float(job.options.invocation_timeout_seconds or self._invocation_timeout)
+        try:
+            _check_expiry(job)
+            async with asyncio.timeout(limit) as timer:
+                body = await self._engine.generate(job.engine_request)
+        except TimeoutError as exc:
+            if not timer.expired():  # not ours: something inside the engine timed out
+                return refusal(_failed(exc, name), job.metadata, name)
+            error = TimedOut(f"inference took longer than invocation_timeout_seconds, {limit:g} s")
+            return refusal(error, job.metadata, name)
+        except RequestError as exc:
+            return refusal(exc, job.metadata, name)
+        except EngineGone:
+            raise
+        except Exception as exc:  # noqa: BLE001 - an engine's bug is this request's error, not the worker's end
+            return refusal(_failed(exc, name), job.metadata, name)
+        return Answer(200, job.metadata, body, name)
+
+
+def refusal(error: RequestError, metadata: str | None, name: str) -> Answer:
+    """The answer that carries an error."""
+    return Answer(error.status_code, metadata, ErrorBody.of(error.detail()), name, error)
+
+
+def exhausted(attempts: int, metadata: str | None, name: str) -> Answer:
+    """The answer to a request whose every attempt ended without one: the worker or its lease ended each time."""
+    error = Unavailable(f"given up after {attempts} attempts, none of which ended: each lost its worker or its lease")
+    return refusal(error, metadata, name)
+
+
+def _failed(exc: Exception, name: str) -> Failed:
+    # The message of an unforeseen exception may quote the prompt, so it is logged by type and place only.
+    log.error("engine_error", response_id=name, error_type=type(exc).__name__, exc_info=exc)
+    return Failed(f"the engine failed on this request: {type(exc).__name__}")
+
+
+def _expiry(options: Options, sent_at: float | None) -> tuple[float, str]:
+    candidates = [(float("inf"), "")]
+    if options.deadline is not None:
+        candidates.append((options.deadline.timestamp(), f"its deadline {options.deadline.isoformat()} has passed"))
+    if options.request_ttl_seconds is not None and sent_at is not None:
+        reason = f"its request_ttl_seconds, {options.request_ttl_seconds}, have passed since it was sent"
+        candidates.append((sent_at + options.request_ttl_seconds, reason))
+    return min(candidates)
+
+
+def _check_expiry(job: Job) -> None:
+    now = time.time()
+    if now >= job.expires_at:
+        at = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds")
+        raise Expired(f"the request expired before it was started: {job.expiry_reason} (it is {at})")

@@ -1,0 +1,123 @@
+"""One keeper renews the lease of every message held, waiting or running, on whichever broker."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from rejoinder.adapters import AdapterError, LeaseLost, Message, Subscription, Transient
+
+log = structlog.get_logger(__name__)
+
+# A renewal that the broker could not take is tried again this soon, so that a third of a lease gives several tries.
+RETRY_SECONDS = 0.5
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """What the keeper knows of one held message."""
+
+    message: Message
+    on_lost: Callable[[], None]
+    ends: float
+    """The loop's time at which it ends, if it is not renewed by then."""
+
+
+class LeaseKeeper:
+    """Renews at a third of the lease: two renewals may fail before one lease runs out.
+
+    Every lease of a subscription has the same length, so leases fall due in the order in which they were last set:
+    two ordered dicts, due time by lease, give the next one without a heap, and let go of one at once.
+    """
+
+    def __init__(self, subscription: Subscription) -> None:
+        self._subscription = subscription
+        self._seconds = subscription.lease_seconds
+        self._period = self._seconds / 3
+        self._due: dict[Lease, float] = {}
+        self._failed: dict[Lease, float] = {}
+        self._changed = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._due) + len(self._failed)
+
+    def hold(self, message: Message, received: float, on_lost: Callable[[], None]) -> Lease:
+        """Keep the lease of `message` alive until `release`.
+
+        Args:
+            message: A delivery just received.
+            received: The loop's time just before it was asked for: its lease began no earlier.
+            on_lost: Called once if the lease is found to have passed to somebody else.
+        """
+        lease = Lease(message, on_lost, received + self._seconds)
+        if not self._due and not self._failed:
+            self._changed.set()
+        self._due[lease] = received + self._period
+        return lease
+
+    def release(self, lease: Lease) -> None:
+        """Renew it no more. The broker is not told."""
+        self._due.pop(lease, None)
+        self._failed.pop(lease, None)
+
+    async def confirm(self, lease: Lease) -> bool:
+        """Whether the lease is still ours. Asks the broker only if it may have ended: after a suspended process, say.
+
+        A broker that cannot be asked is believed to have kept it: at worst an answer is given twice, never none.
+        """
+        if asyncio.get_running_loop().time() < lease.ends:
+            return True
+        try:
+            (outcome,) = await self._subscription.set_lease([lease.message], self._seconds)
+        except AdapterError as exc:
+            outcome = exc
+        return not isinstance(outcome, LeaseLost)
+
+    async def run(self) -> None:
+        """Renew what falls due, for ever. Must run on a loop that nothing blocks."""
+        loop = asyncio.get_running_loop()
+        while True:
+            now = loop.time()
+            # What falls due within a tenth of the period goes along: fewer, larger calls.
+            horizon = now + self._period / 10
+            ready = [lease for lease, due in self._failed.items() if due <= now]
+            for lease, due in self._due.items():
+                if due > horizon:
+                    break
+                ready.append(lease)
+            if ready and self._next() <= now:
+                await self._renew(ready)
+                continue
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), None if not len(self) else max(0.0, self._next() - now))
+            except TimeoutError:
+                continue
+
+    def _next(self) -> float:
+        first = next(iter(self._due.values()), float("inf"))
+        return min(first, min(self._failed.values(), default=float("inf")))
+
+    async def _renew(self, leases: Sequence[Lease]) -> None:
+        asked = asyncio.get_running_loop().time()
+        try:
+            # A call that never answers must not stop all later renewals.
+            async with asyncio.timeout(self._period):
+                outcomes: Sequence[AdapterError | None] = await self._subscription.set_lease(
+                    [lease.message for lease in leases], self._seconds
+                )
+        except (AdapterError, TimeoutError) as exc:
+            outcomes = [Transient(str(exc) or "the broker did not answer")] * len(leases)
+        for lease, outcome in zip(leases, outcomes, strict=True):
+            if lease not in self._due and lease not in self._failed:
+                continue  # released while the call was under way
+            self.release(lease)
+            if outcome is None:
+                lease.ends = asked + self._seconds
+                self._due[lease] = asked + self._period
+            elif isinstance(outcome, LeaseLost):
+                lease.on_lost()
+            else:
+                log.warning("lease_renewal_failed", message_id=lease.message.id, error=str(outcome))
+                self._failed[lease] = asyncio.get_running_loop().time() + RETRY_SECONDS

@@ -1,0 +1,63 @@
+"""From an answer to a durable response."""
+
+from collections.abc import Sequence
+
+import structlog
+
+from rejoinder.adapters import AdapterError, Message, Outgoing, TooLarge, Topic
+from rejoinder.schemas.envelope import write_response
+from rejoinder.schemas.errors import ErrorBody, ErrorDetail
+from rejoinder.worker.batcher import Batcher
+from rejoinder.worker.handler import Answer
+from rejoinder.worker.retry import each_until
+
+log = structlog.get_logger(__name__)
+
+
+class Replier:
+    """Publishes answers in batches. While the response broker is away, it waits and tries again."""
+
+    def __init__(self, topic: Topic) -> None:
+        self._topic = topic
+        self._batcher: Batcher[Outgoing, str | AdapterError] = Batcher(self._flush)
+
+    async def publish(self, message: Message, answer: Answer) -> None:
+        """Make the answer to `message` durable. When it returns, the message may be acked.
+
+        Raises:
+            AdapterError: the broker refuses the response for good (permission, topic gone).
+        """
+        outcome = await self._batcher.submit(self._outgoing(message, answer))
+        if isinstance(outcome, TooLarge):
+            log.error("response_too_large", message_id=message.id, response_id=answer.response_id, error=str(outcome))
+            outcome = await self._batcher.submit(self._outgoing(message, _too_large(answer, str(outcome))))
+        if isinstance(outcome, TooLarge):
+            # The sender's metadata alone is too large for the response broker: response_id still names the request.
+            outcome = await self._batcher.submit(self._outgoing(message, _too_large(answer, str(outcome), bare=True)))
+        if isinstance(outcome, AdapterError):
+            raise outcome
+
+    async def _flush(self, batch: Sequence[Outgoing]) -> list[str | AdapterError]:
+        return await each_until("publish", self._topic.publish, batch)
+
+    @staticmethod
+    def _outgoing(message: Message, answer: Answer) -> Outgoing:
+        attributes = {"request_message_id": message.id, "response_id": answer.response_id}
+        if message.attempt is not None:
+            attributes["attempt"] = str(message.attempt)
+        if "traceparent" in message.attributes:
+            attributes["traceparent"] = message.attributes["traceparent"]
+        try:
+            body = write_response(answer.status_code, answer.metadata, answer.body)
+        except (ValueError, TypeError) as exc:  # an engine's result that is no JSON, such as NaN
+            log.error("result_not_json", message_id=message.id, response_id=answer.response_id, error=str(exc))
+            detail = ErrorDetail(message=f"the result cannot be written as JSON: {exc}", type="engine_error")
+            body = write_response(500, answer.metadata, ErrorBody.of(detail))
+        return Outgoing(body, attributes)
+
+
+def _too_large(answer: Answer, reason: str, *, bare: bool = False) -> Answer:
+    detail = ErrorDetail(
+        message=f"the response is too large for its broker: {reason}", type="engine_error", code="response_too_large"
+    )
+    return Answer(500, None if bare else answer.metadata, ErrorBody.of(detail), answer.response_id)

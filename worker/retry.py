@@ -1,0 +1,134 @@
+"""When to try again, and when to stop: the one place that knows tenacity."""
+
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import structlog
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    retry_if_result,
+    stop_after_delay,
+    stop_never,
+    wait_random_exponential,
+)
+
+from rejoinder.adapters import AdapterError, Transient
+
+Item = TypeVar("Item")
+Success = TypeVar("Success")
+
+log = structlog.get_logger(__name__)
+
+# A broker that is away is asked again after 0.1 s at first and every 10 s at most: soon enough that a short outage
+# costs little, seldom enough that a long one is no storm when it ends.
+_BACKOFF = wait_random_exponential(multiplier=0.1, max=10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How failed requests come back."""
+
+    max_attempts: int
+    """Deliveries before the last error is answered."""
+    dead_letter_after: int | None
+    """Deliveries after which the queue's own policy takes the message away; None without such a policy."""
+    delay: float
+    """Seconds before the second attempt."""
+    delay_max: float
+
+    @property
+    def cap(self) -> int:
+        """The delivery whose failure is answered."""
+        return self.max_attempts if self.dead_letter_after is None else min(self.max_attempts, self.dead_letter_after)
+
+    def backoff(self, attempt: int | None) -> float:
+        """Seconds until the next attempt: exponential, jittered, capped. An unknown attempt counts as the first."""
+        ceiling = min(self.delay_max, self.delay * 2.0 ** min((attempt or 1) - 1, 60))
+        return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - spreading load, not secrets
+
+    def on_failure(self, attempt: int | None) -> Literal["retry", "answer_and_ack", "answer_and_leave"]:
+        """What becomes of a delivery that failed with a retryable error."""
+        if attempt is None or attempt < self.cap:
+            return "retry"
+        return self.on_answer_of_last(attempt)
+
+    def on_answer_of_last(self, attempt: int) -> Literal["answer_and_ack", "answer_and_leave"]:
+        """After the last error is answered: a message that the queue's policy takes is left to it."""
+        leave = self.dead_letter_after is not None and attempt >= self.dead_letter_after
+        return "answer_and_leave" if leave else "answer_and_ack"
+
+    def exhausted(self, attempt: int | None) -> bool:
+        """Whether this delivery comes after the last allowed one: earlier ones ended without an answer."""
+        return attempt is not None and attempt > self.cap
+
+
+def _warn(what: str) -> Callable[[RetryCallState], None]:
+    def before_sleep(state: RetryCallState) -> None:
+        outcome = state.outcome
+        error = outcome.exception() if outcome is not None and outcome.failed else None
+        log.warning(
+            "broker_retry",
+            call=what,
+            error=str(error) if error else "some entries failed",
+            tries=state.attempt_number,
+            next_in=round(state.upcoming_sleep, 2),
+        )
+
+    return before_sleep
+
+
+async def call_until(what: str, call: Callable[[], Awaitable[Success]], *, limit: float | None = None) -> Success:
+    """Call until it raises nothing `Transient`, with backoff.
+
+    Args:
+        what: The call's name, for the log.
+        call: One try.
+        limit: Seconds after which the last `Transient` is raised; None: never.
+    """
+    retrying = AsyncRetrying(
+        retry=retry_if_exception_type(Transient),
+        wait=_BACKOFF,
+        stop=stop_never if limit is None else stop_after_delay(limit),
+        before_sleep=_warn(what),
+        reraise=True,
+    )
+    return await retrying(call)
+
+
+async def each_until(
+    what: str,
+    call: Callable[[Sequence[Item]], Awaitable[list[Success | AdapterError]]],
+    items: Sequence[Item],
+    *,
+    limit: float | None = None,
+) -> list[Success | AdapterError]:
+    """Call with a batch until no entry's outcome is `Transient`; only such entries are tried again.
+
+    Returns one outcome for each item, in order; after `limit` seconds the transient ones stand as they are.
+    """
+    outcomes: dict[int, Success | AdapterError] = {}
+
+    async def one_try() -> bool:
+        left = [i for i in range(len(items)) if i not in outcomes or isinstance(outcomes[i], Transient)]
+        try:
+            results: list[Success | AdapterError] = await call([items[i] for i in left])
+        except Transient as exc:
+            results = [exc] * len(left)
+        outcomes.update(zip(left, results, strict=True))
+        return any(isinstance(result, Transient) for result in results)
+
+    if not await one_try():  # the usual case, without tenacity's machinery
+        return [outcomes[i] for i in range(len(items))]
+    retrying = AsyncRetrying(
+        retry=retry_if_result(bool),
+        wait=_BACKOFF,
+        stop=stop_never if limit is None else stop_after_delay(limit),
+        before_sleep=_warn(what),
+        retry_error_callback=lambda _: True,
+    )
+    await retrying(one_try)
+    return [outcomes[i] for i in range(len(items))]

@@ -1,0 +1,162 @@
+"""The worker as a process: opens what the URLs name, starts the engine, works, and stops cleanly on a signal."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+
+import structlog
+
+from rejoinder.adapters import AdapterError, Subscription, Topic, open_subscription, open_topic
+from rejoinder.worker.consumer import Consumer
+from rejoinder.worker.engines.factory import create_engine
+from rejoinder.worker.engines.protocol import Engine
+from rejoinder.worker.errors import EngineGone
+from rejoinder.worker.handler import Handler
+from rejoinder.worker.reply import Replier
+from rejoinder.worker.retry import RetryPolicy
+from rejoinder.worker.settings import Settings
+from rejoinder.worker.slots import Slots
+
+log = structlog.get_logger(__name__)
+
+REPORT_SECONDS = 10.0
+
+
+class StopSignals:
+    """The first SIGTERM or SIGINT asks to stop, the second to hurry."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.hurry = asyncio.Event()
+
+    def receive(self, name: str) -> None:
+        """Take note of one signal."""
+        if self.stop.is_set():
+            log.warning("stopping_now", signal=name)
+            self.hurry.set()
+        else:
+            log.info("stopping", signal=name)
+            self.stop.set()
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle the process's signals inside this block."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.receive, number.name)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+
+async def serve(settings: Settings, signals: StopSignals | None = None) -> None:
+    """Run a worker until a signal stops it.
+
+    Args:
+        settings: What to run on what.
+        signals: For a caller who stops the worker by other means. Default: the process's own signals.
+
+    Raises:
+        AdapterError: a URL is wrong, or a broker refuses for good; one line says what to fix.
+        EngineGone: the engine cannot be started, or died too often.
+    """
+    own = signals or StopSignals()
+    with contextlib.nullcontext() if signals else own.installed():
+        async with open_subscription(settings.requests) as subscription, open_topic(settings.responses) as topic:
+            # Asked before the model is loaded: a queue that cannot be read should cost no minutes.
+            backlog = await subscription.backlog()
+            log.info("worker_starting", engine=settings.engine_name, model=settings.model, waiting=backlog.waiting)
+            engine = create_engine(settings)
+            try:
+                if await _started(engine, own):
+                    await _work(settings, engine, subscription, topic, own)
+            finally:
+                await engine.stop()
+    log.info("worker_stopped")
+
+
+async def _started(engine: Engine, signals: StopSignals) -> bool:
+    began = time.monotonic()
+    starting = asyncio.create_task(engine.start())
+    stopped = asyncio.create_task(signals.stop.wait())
+    await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not starting.done():
+        starting.cancel()
+        await asyncio.wait({starting})
+        return False
+    starting.result()
+    log.info(
+        "engine_ready", seconds=round(time.monotonic() - began, 2), capacity=engine.capacity, paths=sorted(engine.paths)
+    )
+    return True
+
+
+async def _work(
+    settings: Settings, engine: Engine, subscription: Subscription, topic: Topic, signals: StopSignals
+) -> None:
+    consumer = Consumer(
+        subscription,
+        Handler(
+            engine,
+            subscription=subscription.name,
+            default_path=settings.default_path,
+            max_request_bytes=settings.max_request_bytes,
+            invocation_timeout=settings.invocation_timeout_seconds,
+        ),
+        Replier(topic),
+        Slots(engine),
+        policy=RetryPolicy(
+            max_attempts=settings.max_attempts,
+            dead_letter_after=subscription.max_attempts,
+            delay=settings.retry_delay_seconds,
+            delay_max=settings.retry_delay_max_seconds,
+        ),
+        prefetch=settings.prefetch,
+        max_hold=settings.max_hold_seconds,
+    )
+    receiving = asyncio.create_task(consumer.run())
+    others = [asyncio.create_task(signals.stop.wait()), asyncio.create_task(engine.wait_gone())]
+    reporting = asyncio.create_task(_report(consumer))
+    try:
+        await asyncio.wait({receiving, *others}, return_when=asyncio.FIRST_COMPLETED)
+        gone = others[1].done()
+    finally:
+        for task in (*others, reporting):
+            task.cancel()
+        consumer.stop_receiving()
+        await asyncio.wait({receiving})
+        await consumer.drain(settings.grace_seconds, signals.hurry)
+        log.info("drained", **vars_of(consumer))
+    receiving.result()
+    if gone:
+        raise EngineGone("the engine died too often to be started again; the log says of what")
+
+
+def vars_of(consumer: Consumer) -> dict[str, int]:
+    """The consumer's counts by name."""
+    return {name: getattr(consumer.counts, name) for name in consumer.counts.__dataclass_fields__}
+
+
+async def _report(consumer: Consumer) -> None:
+    """Say now and then how it goes, when anything does."""
+    before = vars_of(consumer)
+    while True:
+        await asyncio.sleep(REPORT_SECONDS)
+        now = vars_of(consumer)
+        if now != before:
+            rate = (now["answered"] - before["answered"]) / REPORT_SECONDS
+            log.info("progress", **now, answered_per_second=round(rate, 1))
+        before = now
+
+
+def run(settings: Settings) -> None:
+    """`serve` in an event loop of its own. Raises what it raises."""
+    asyncio.run(serve(settings))
+
+
+__all__ = ["AdapterError", "EngineGone", "StopSignals", "run", "serve"]

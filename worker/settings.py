@@ -1,0 +1,203 @@
+"""Every setting of the worker: its default, what it is for, and where its value came from.
+
+A flag beats `REJOINDER_<NAME>`, which beats `rejoinder.toml`, which beats the default. Only this module reads the
+environment.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+ENV_PREFIX = "REJOINDER_"
+CONFIG_FILE = "rejoinder.toml"
+
+
+class SettingsError(ValueError):
+    """A setting has no usable value; the message names it, its origin, and what is allowed."""
+
+
+def _comma_list(value: Any) -> Any:
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+Names = Annotated[list[str], BeforeValidator(_comma_list)]
+
+
+class Settings(BaseModel):
+    """The worker's settings. Times are seconds, sizes bytes, lengths tokens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    requests: str = Field(description="URL of the queue or subscription to pull requests from.")
+    responses: str = Field(description="URL of the queue or topic to publish responses to.")
+    engine: Literal["auto", "transformers", "echo"] = Field(
+        default="auto", description="auto: transformers where a model is named."
+    )
+    model: str | None = Field(default=None, description="smollm2, a local directory, or a hub name.")
+    served_model_name: Names = Field(
+        default=[], description="Names that requests may ask for, comma-separated. Default: the model's own."
+    )
+    default_path: str = Field(
+        default="/v1/completions", pattern=r"^/\S*$", description="The path of a request that has none."
+    )
+
+    max_attempts: int = Field(
+        default=5, ge=1, description="Deliveries of a request before its retryable error is answered."
+    )
+    retry_delay_seconds: float = Field(
+        default=1.0, gt=0, le=3600, description="Delay after the first failed attempt; doubles with each."
+    )
+    retry_delay_max_seconds: float = Field(default=300.0, gt=0, le=36000, description="The longest such delay.")
+    invocation_timeout_seconds: float = Field(
+        default=900.0, gt=0, le=3600, description="Limit of one inference where the request sets none; then 504."
+    )
+    max_hold_seconds: float = Field(
+        default=42_000.0,
+        gt=0,
+        description="A request held longer than this since its receipt is answered 504. Below the 12 h of SQS.",
+    )
+    max_request_bytes: int = Field(default=10_000_000, ge=1, description="A larger request is answered 413.")
+    prefetch: int | None = Field(
+        default=None, ge=0, description="Requests held beyond the engine's slots. Default: what one receive takes."
+    )
+    grace_seconds: float = Field(
+        default=30.0, ge=0, description="After SIGTERM, how long running requests may take to finish."
+    )
+
+    engine_process: bool = Field(default=True, description="Run the model in a process of its own.")
+    engine_start_seconds: float = Field(default=900.0, gt=0, description="Limit of loading the model.")
+    engine_hang_seconds: float = Field(
+        default=120.0, gt=0, description="An engine that makes no progress for this long is killed and restarted."
+    )
+    engine_max_deaths: int = Field(
+        default=5, ge=1, description="Deaths of the engine without a finished request between, before the worker ends."
+    )
+
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="auto: float32 on the CPU, else the checkpoint's own."
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a hub model.")
+    trust_remote_code: bool = Field(default=False, description="Run code that comes with the checkpoint.")
+    max_model_len: int | None = Field(default=None, ge=1, description="Prompt plus new tokens. Default: the model's.")
+    max_running: int | None = Field(default=None, ge=1, description="Requests in the batch at once. Default: auto.")
+    max_batch_tokens: int | None = Field(default=None, ge=1, description="Tokens in one step. Default: auto.")
+    cache_bytes: int | None = Field(default=None, ge=1, description="Size of the KV cache. Default: auto.")
+    default_max_tokens: int = Field(
+        default=256, ge=1, description="New tokens of a chat completion that sets no limit (a text completion: 16)."
+    )
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of the model. Default: torch's own.")
+    cache_dir: Path | None = Field(default=None, description="Where converted models are kept. Default: the user's.")
+
+    log_format: Literal["auto", "console", "json"] = Field(
+        default="auto", description="auto: console on a terminal, else JSON."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="debug logs every request, by its ids."
+    )
+
+    @model_validator(mode="after")
+    def _engine_has_its_model(self) -> "Settings":
+        if self.engine_name == "transformers" and self.model is None:
+            raise ValueError("model is missing: name smollm2, a local directory or a hub model (or take engine echo)")
+        if self.engine == "echo" and self.model is not None:
+            raise ValueError("model has no meaning with engine echo: leave one of them out")
+        return self
+
+    @property
+    def engine_name(self) -> Literal["transformers", "echo"]:
+        """The engine that runs."""
+        return "transformers" if self.engine == "auto" else self.engine
+
+    @property
+    def models_dir(self) -> Path:
+        """Where converted models are kept."""
+        if self.cache_dir is not None:
+            return self.cache_dir / "models"
+        return user_cache_dir() / "models"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The settings, and for each where its value came from."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+
+def user_cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """The user's cache directory for this program, as the XDG base directory specification names it."""
+    base = environ.get("XDG_CACHE_HOME", "")
+    # The specification: a relative path is invalid and to be ignored.
+    root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
+    return root / "rejoinder"
+
+
+def gather(
+    flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ, config: Path | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The raw value of each setting that somebody set, and where: deciding only, nothing is validated.
+
+    Args:
+        flags: Settings from the command line; None: not given.
+        environ: The environment; names outside the settings are ignored, since others may use the prefix.
+        config: A TOML file that must exist. Default: `rejoinder.toml` in the working directory, if it is there.
+
+    Raises:
+        SettingsError: the file cannot be read, is no TOML, or names a setting that does not exist.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    path = config or Path(CONFIG_FILE)
+    for name, value in _read_toml(path, required=config is not None).items():
+        if name not in Settings.model_fields:
+            raise SettingsError(f"unknown setting {name!r} in {path}; known are {', '.join(Settings.model_fields)}")
+        values[name], origins[name] = value, str(path)
+    for name in Settings.model_fields:
+        variable = ENV_PREFIX + name.upper()
+        if environ.get(variable):
+            values[name], origins[name] = environ[variable], variable
+        if flags.get(name) is not None:
+            values[name], origins[name] = flags[name], "flag"
+    return values, origins
+
+
+def _read_toml(path: Path, *, required: bool) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if required:
+            raise SettingsError(f"the settings file {path} does not exist") from None
+        return {}
+    except (OSError, ValueError) as exc:  # TOML and UTF-8 errors are ValueErrors
+        raise SettingsError(f"the settings file {path} cannot be read: {exc}") from exc
+
+
+def resolve(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ, config: Path | None = None) -> Resolved:
+    """Gather and validate the settings.
+
+    Raises:
+        SettingsError: a value is missing or not allowed; names it and its origin.
+    """
+    values, origins = gather(flags, environ, config)
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as exc:
+        raise SettingsError("; ".join(_problem(error, origins) for error in exc.errors(include_url=False))) from exc
+    return Resolved(settings, {name: origins.get(name, "default") for name in Settings.model_fields})
+
+
+def _problem(error: Any, origins: Mapping[str, str]) -> str:
+    message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return str(message)
+    name = str(error["loc"][0])
+    if error["type"] == "missing":
+        return f"{name} is missing: give --{name.replace('_', '-')} or {ENV_PREFIX}{name.upper()}"
+    message = message.replace("Input should", "it should")
+    return f"{name} (from {origins.get(name, 'default')}) is {error['input']!r}: {message}"
