@@ -1,0 +1,160 @@
+"""The engine process: loads an engine, runs what the worker sends, and never outlives it.
+
+`python -m rejoinder.worker.engines.child FD`, where FD is one end of a socket pair. The worker starts it; nobody else.
+"""
+
+import asyncio
+import ctypes
+import importlib
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from rejoinder.worker.engines.frames import Channel, Frame, FrameError, encode
+from rejoinder.worker.engines.protocol import Engine, EngineRequest
+from rejoinder.worker.errors import EngineGone, Failed, RequestError
+
+STOP_SECONDS = 3.0
+"""For the engine to free what it holds. What it does not, the end of the process does."""
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main() -> None:
+    """Run until the worker says stop, or is gone."""
+    descriptor = int(sys.argv[1])
+    os.set_inheritable(descriptor, False)  # a process that the engine starts must not hold the connection open
+    # The worker decides when this process ends: a service manager signals every process of its group at once.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        # The kernel kills this process with the thread that started it, the worker's event loop, even while a C call
+        # holds the GIL. Where there is no such thing, or the worker died before this line, the end of the pipe tells.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    asyncio.run(_serve(socket.socket(fileno=descriptor)))
+
+
+async def _serve(connection: socket.socket) -> None:
+    child = _Child()
+    await asyncio.get_running_loop().create_connection(lambda: child.channel, sock=connection)
+    status = await child.run()
+    sys.stderr.flush()
+    # Not sys.exit: that waits for threads, and a generation thread in a long step is no reason to outlive the worker.
+    os._exit(status)
+
+
+class _Child:
+    def __init__(self) -> None:
+        self.channel = Channel(self._on_frame, self._on_lost)
+        self._hello: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self._stop = asyncio.Event()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._engine: Engine | None = None
+
+    async def run(self) -> int:
+        """Serve to the end; return the exit status."""
+        hello = await self._hello
+        try:
+            engine = self._engine = await _load(hello)
+        except EngineGone as exc:
+            return await self._gone(str(exc))
+        except Exception as exc:  # noqa: BLE001  # whatever it is, the worker is told in one line and the log in full
+            traceback.print_exc()
+            return await self._gone(_line(exc))
+        paths = sorted(engine.paths)
+        self.channel.send(encode({"kind": "ready", "paths": paths, "capacity": engine.capacity}))
+        beat = asyncio.create_task(self._beat(engine, hello["beat_seconds"]))
+        stop, gone = asyncio.create_task(self._stop.wait()), asyncio.create_task(engine.wait_gone())
+        await asyncio.wait({stop, gone}, return_when=asyncio.FIRST_COMPLETED)
+        beat.cancel()
+        if gone.done():
+            if self._tasks:  # each is told its own error first
+                await asyncio.wait(self._tasks.values(), timeout=STOP_SECONDS)
+            failure = gone.exception()
+            return await self._gone(_line(failure) if failure else "the engine can serve no more")
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.wait({asyncio.create_task(engine.stop())}, timeout=STOP_SECONDS)
+        return 0
+
+    async def _gone(self, message: str) -> int:
+        self.channel.send(encode({"kind": "gone", "message": message}))
+        self.channel.close()
+        await asyncio.wait({asyncio.create_task(self._stop.wait())}, timeout=STOP_SECONDS)  # until it is sent
+        return 1
+
+    async def _beat(self, engine: Engine, seconds: float) -> None:
+        while True:
+            fields = {"capacity": engine.capacity, "progress": engine.progress, "running": len(self._tasks)}
+            self.channel.send(encode({"kind": "beat", **fields}))
+            await asyncio.sleep(seconds)
+
+    def _on_frame(self, frame: Frame) -> None:
+        kind = frame["kind"]
+        if kind == "generate" and self._engine is not None:
+            task = asyncio.create_task(self._generate(self._engine, frame))
+            self._tasks[frame["id"]] = task
+            task.add_done_callback(lambda _: self._tasks.pop(frame["id"]))
+        elif kind == "cancel" and frame["id"] in self._tasks:
+            self._tasks[frame["id"]].cancel()
+        elif kind == "hello":
+            self._hello.set_result(frame)
+        elif kind == "stop":
+            if self._engine is None:
+                os._exit(0)  # loading cannot be interrupted, and nothing is held yet
+            self._stop.set()
+
+    def _on_lost(self) -> None:
+        if self._engine is None:
+            os._exit(1)
+        self._stop.set()
+
+    async def _generate(self, engine: Engine, frame: Frame) -> None:
+        number = frame["id"]
+        request = EngineRequest(frame["path"], frame["body"], frame["response_id"], frame["created"])
+        try:
+            data = encode({"kind": "result", "id": number, "body": await engine.generate(request)})
+        except RequestError as exc:
+            data = _error(number, exc)
+        except EngineGone as exc:
+            self.channel.send(encode({"kind": "gone", "message": str(exc)}))
+            self._stop.set()
+            return
+        except FrameError as exc:
+            data = _error(number, Failed(f"the engine's result cannot be sent: {exc}"))
+        except Exception as exc:  # noqa: BLE001  # a request's own failure: its neighbours go on
+            traceback.print_exc()
+            data = _error(number, Failed(f"the engine failed on this request: {_line(exc)}"))
+        self.channel.send(data)
+        await self.channel.drain()
+
+
+async def _load(hello: Frame) -> Engine:
+    """Build the engine and start it. The factory runs in a thread, so that the end of the worker is noticed meanwhile."""
+    sys.path[:] = hello["sys_path"]
+    module, _, name = hello["factory"].partition(":")
+    try:
+        factory: Callable[[Any], Engine] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as exc:
+        raise EngineGone(f"there is no engine {hello['factory']!r}: {exc}") from exc
+    engine = await asyncio.to_thread(factory, hello["config"])
+    await engine.start()
+    return engine
+
+
+def _error(number: int, exc: RequestError) -> bytes:
+    fields = {"message": exc.message, "param": exc.param, "code": exc.code}
+    return encode({"kind": "error", "id": number, "error": type(exc).__name__, **fields})
+
+
+def _line(exc: BaseException) -> str:
+    """An exception in one line without its traceback, which is in the log."""
+    first = str(exc).strip().partition("\n")[0][:300]
+    return f"{type(exc).__name__}: {first}" if first else type(exc).__name__
+
+
+if __name__ == "__main__":
+    main()

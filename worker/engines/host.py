@@ -1,0 +1,141 @@
+"""Runs any engine in a process of its own, and starts it again when it dies.
+
+A poisoned CUDA context, a segmentation fault, a held GIL or an out-of-memory kill costs one engine process: its requests
+come back as `Unavailable`, the worker's leases go on, and a new process takes its place.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rejoinder.worker.engines.process import ChildProcess
+from rejoinder.worker.engines.protocol import EngineRequest
+from rejoinder.worker.errors import EngineGone, Unavailable
+
+
+@dataclass(frozen=True, slots=True)
+class HostSettings:
+    """When an engine process counts as dead, and how it is started again. All times in seconds."""
+
+    start_seconds: float = 900.0
+    """To load the model. Long, for the first start may download it."""
+    hang_seconds: float = 120.0
+    """Requests without progress, or no sign of life. Well above the longest step, a long prompt's prefill on a CPU."""
+    stop_seconds: float = 5.0
+    """To end by itself after being asked."""
+    restart_backoff: float = 0.5
+    """Before the first restart; doubles with each death."""
+    restart_backoff_limit: float = 30.0
+    max_deaths: int = 5
+    """Deaths with no request completed in between. Then what kills it is in it, and another start will not help."""
+
+
+class EngineProcess:
+    """An `Engine` whose work is done by another engine in a child process.
+
+    Args:
+        factory: `package.module:callable`. It is called in the child with `config` and returns an `Engine`.
+        config: A JSON object.
+        settings: When it counts as dead, and how it is started again.
+    """
+
+    def __init__(self, factory: str, config: Mapping[str, Any], settings: HostSettings | None = None) -> None:
+        self._factory = factory
+        self._config = dict(config)
+        self._settings = settings or HostSettings()
+        self._child: ChildProcess | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._paths: frozenset[str] = frozenset()
+        self._steps = 0
+        self._deaths = 0
+        self._why = "it has not been started"
+        self._gone = asyncio.Event()
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """See `Engine.paths`. Empty before the first start, then what the engine said."""
+        return self._paths
+
+    @property
+    def capacity(self) -> int:
+        """See `Engine.capacity`. As of the last heartbeat; 0 while there is no living process."""
+        return self._child.capacity if self._child else 0
+
+    @property
+    def progress(self) -> int:
+        """See `Engine.progress`. As of the last heartbeat."""
+        return self._steps + (self._child.progress if self._child else 0)
+
+    @property
+    def deaths(self) -> int:
+        """Deaths since a request was last completed."""
+        return self._deaths
+
+    async def start(self) -> None:
+        """Start the process and load the engine; see `Engine.start`."""
+        child = self._child = await self._spawn()
+        self._paths = child.paths
+        self._supervisor = asyncio.create_task(self._supervise(child))
+
+    async def generate(self, request: EngineRequest) -> Any:
+        """Run one request in the process; see `Engine.generate`.
+
+        Raises:
+            Unavailable: there is no living process now, or it died while it ran this request.
+        """
+        if self._gone.is_set():
+            raise EngineGone(self._why)
+        if self._child is None:
+            raise Unavailable(f"the engine process is not running ({self._why}); the request will be tried again")
+        return await self._child.generate(request)
+
+    async def wait_gone(self) -> None:
+        """See `Engine.wait_gone`."""
+        await self._gone.wait()
+
+    async def stop(self) -> None:
+        """End the process; see `Engine.stop`."""
+        self._why = "it was stopped"
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.wait({self._supervisor})
+        child, self._child = self._child, None
+        if child is not None:
+            await child.stop(self._settings.stop_seconds)
+
+    async def _spawn(self) -> ChildProcess:
+        child = ChildProcess(self._factory, self._config, self._settings.hang_seconds)
+        try:
+            await child.start(self._settings.start_seconds)
+        except asyncio.CancelledError:
+            await child.kill("it was stopped")
+            raise
+        return child
+
+    async def _supervise(self, child: ChildProcess) -> None:
+        """Keep a process alive until stopped, or until it has died too often."""
+        while True:
+            self._child = child
+            self._why = await child.dead()
+            self._child = None
+            self._steps += child.progress
+            self._deaths = 1 if child.completed else self._deaths + 1
+            restarted = await self._restart()
+            if restarted is None:
+                self._gone.set()
+                return
+            child = restarted
+
+    async def _restart(self) -> ChildProcess | None:
+        """Start a process that lives to be ready; None when it has died too often."""
+        while self._deaths < self._settings.max_deaths:
+            delay = self._settings.restart_backoff * 2 ** (self._deaths - 1)
+            await asyncio.sleep(min(delay, self._settings.restart_backoff_limit))
+            try:
+                return await self._spawn()
+            except EngineGone as exc:
+                self._why = str(exc)
+                self._deaths += 1
+        self._why = f"the engine process died {self._deaths} times in a row; the last time: {self._why}"
+        return None

@@ -1,0 +1,221 @@
+"""One engine process from its birth to its death: what the worker says to it, and what it makes of its silence."""
+
+import asyncio
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rejoinder.worker import errors
+from rejoinder.worker.engines.frames import Channel, Frame, FrameError, encode
+from rejoinder.worker.engines.protocol import EngineRequest
+from rejoinder.worker.errors import BadRequest, EngineGone, Failed, RequestError, Unavailable
+
+EXIT_SECONDS = 1.0
+"""How long a process whose connection is lost may take to end by itself, so that its exit status can be told."""
+
+_KINDS: Mapping[str, type[RequestError]] = {
+    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, RequestError)
+}
+
+
+class ChildProcess:
+    """An engine in a process of its own. It is started once and ends once; a new one takes its place.
+
+    Args:
+        factory: `package.module:callable`, called in the process with the config; it returns an `Engine`.
+        config: Any JSON object.
+        hang_seconds: Silence, or requests without progress, for this long is a hang: the process is killed.
+    """
+
+    def __init__(self, factory: str, config: Mapping[str, Any], hang_seconds: float) -> None:
+        self._factory = factory
+        self._config = config
+        self._hang_seconds = hang_seconds
+        self._beat_seconds = min(1.0, hang_seconds / 10)
+        self._silent = self._stuck = 0.0
+        self._running = 0
+        self._ids = itertools.count(1)
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._reason: str | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._dead: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._lost = asyncio.Event()
+        self.channel = Channel(self._on_frame, self._lost.set)
+        self.paths: frozenset[str] = frozenset()
+        self.capacity = 0
+        self.progress = 0
+        self.completed = 0
+        """Requests that got a result or an error of their own."""
+
+    async def start(self, seconds: float) -> None:
+        """Start the process and return when its engine is loaded.
+
+        Raises:
+            EngineGone: it could not be loaded, died while loading, or took longer than `seconds`.
+        """
+        ours, theirs = socket.socketpair()
+        try:
+            await asyncio.get_running_loop().create_connection(lambda: self.channel, sock=ours)
+            process = self._process = subprocess.Popen(  # noqa: ASYNC220, S603  # vfork: about a millisecond; our own module
+                [sys.executable, "-P", "-m", "rejoinder.worker.engines.child", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # the worker's stdout is for results; what a library prints belongs to the log
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # a Ctrl-C at the terminal is the worker's to handle
+            )
+        finally:
+            theirs.close()
+        self._tasks = [asyncio.create_task(self._reap(process))]
+        hello = {"kind": "hello", "factory": self._factory, "config": dict(self._config)}
+        self.channel.send(encode({**hello, "sys_path": sys.path, "beat_seconds": self._beat_seconds}))
+        done, _ = await asyncio.wait({self._ready, self._dead}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            await self.kill(f"it was not ready after {seconds:g} s")
+        if not self._ready.done():
+            raise EngineGone(f"the engine could not be started: {self._dead.result()}")
+        self._tasks.append(asyncio.create_task(self._watch(process)))
+
+    async def dead(self) -> str:
+        """Return how it died, once it has, and everything of it is gone."""
+        return await asyncio.shield(self._dead)
+
+    async def generate(self, request: EngineRequest) -> Any:
+        """Run one request in the process; see `Engine.generate`."""
+        if self._lost.is_set() or self._reason is not None:
+            raise Unavailable("the engine process has ended; the request will be tried again")
+        number = next(self._ids)
+        fields = {"path": request.path, "body": request.body, "response_id": request.response_id}
+        try:
+            data = encode({"kind": "generate", "id": number, **fields, "created": request.created})
+        except FrameError as exc:
+            raise BadRequest(f"the body cannot be handed to the engine: {exc}") from exc
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._calls[number] = answer
+        try:
+            self.channel.send(data)
+            await self.channel.drain()
+            return await answer
+        except asyncio.CancelledError:
+            self.channel.send(encode({"kind": "cancel", "id": number}))
+            raise
+        finally:
+            del self._calls[number]
+
+    async def stop(self, seconds: float) -> None:
+        """Ask it to end, kill it where it has not after `seconds`, and return when it is gone. Idempotent."""
+        if self._process is not None and not self._dead.done():
+            self._reason = self._reason or "it was stopped"
+            self.channel.send(encode({"kind": "stop"}))
+            await asyncio.wait({self._dead}, timeout=seconds)
+            await self.kill("it was stopped")
+
+    async def kill(self, reason: str) -> None:
+        """End it with SIGKILL and return when it is gone."""
+        self._reason = self._reason or reason
+        if self._process is None:
+            self.channel.abort()
+        elif not self._dead.done():
+            self._process.kill()
+            await self.dead()
+
+    def _on_frame(self, frame: Frame) -> None:
+        self._silent = 0.0
+        kind = frame["kind"]
+        if kind in {"result", "error"}:
+            self._settle(frame)
+        elif kind in {"beat", "ready"}:
+            self.capacity = frame["capacity"]
+            if kind == "ready":
+                self.paths = frozenset(frame["paths"])
+                self._ready.set_result(None)
+            elif frame["progress"] != self.progress or not frame["running"]:
+                self.progress, self._stuck = frame["progress"], 0.0
+            self._running = frame.get("running", 0)
+        elif kind == "gone":
+            self._reason = frame["message"]
+
+    def _settle(self, frame: Frame) -> None:
+        self.completed += 1
+        answer = self._calls.get(frame["id"])
+        if answer is None or answer.done():
+            return  # cancelled meanwhile
+        if frame["kind"] == "result":
+            answer.set_result(frame["body"])
+        else:
+            kind = _KINDS.get(frame["error"], Failed)
+            answer.set_exception(kind(frame["message"], param=frame["param"], code=frame["code"]))
+
+    async def _watch(self, process: subprocess.Popen[bytes]) -> None:
+        """Kill it when it hangs. Time is counted in steps, so that a pause of the worker itself is not held against it."""
+        clock = asyncio.get_running_loop().time
+        last = clock()
+        while not self._lost.is_set():
+            await asyncio.sleep(self._beat_seconds)
+            step = min(clock() - last, 2 * self._beat_seconds)
+            last = clock()
+            self._silent += step
+            self._stuck += step if self._running else 0.0
+            if max(self._silent, self._stuck) > self._hang_seconds:
+                what = "silent" if self._silent > self._hang_seconds else "without progress"
+                self._reason = self._reason or f"it hung: {what} for {self._hang_seconds:g} s, killed"
+                process.kill()
+                return
+
+    async def _reap(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait for its end, tell everybody who waits for it, and leave nothing behind."""
+        gone = asyncio.create_task(_exit_status(process))
+        lost = asyncio.create_task(self._lost.wait())
+        await asyncio.wait({gone, lost}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({gone}, timeout=EXIT_SECONDS)
+        if not gone.done():
+            process.kill()
+        status = await gone
+        # What it said last may still be on its way; a process that it started may hold the connection open.
+        await asyncio.wait({lost}, timeout=EXIT_SECONDS)
+        self.channel.abort()
+        await lost
+        how = self._reason or _how(status)
+        self.capacity = 0
+        for answer in self._calls.values():
+            if not answer.done():
+                answer.set_exception(Unavailable(f"the engine process died ({how}); the request will be tried again"))
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+        await asyncio.gather(*self._tasks[1:], return_exceptions=True)
+        self._dead.set_result(how)
+
+
+def _how(status: int) -> str:
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"signal {-status}, {signal.Signals(-status).name}"
+    except ValueError:
+        return f"signal {-status}"
+
+
+async def _exit_status(process: subprocess.Popen[bytes]) -> int:
+    """Wait for the end of a process without a thread: by its pidfd on Linux, by asking elsewhere."""
+    try:
+        fd = os.pidfd_open(process.pid)
+    except (AttributeError, OSError):
+        while process.poll() is None:
+            await asyncio.sleep(0.1)
+        return process.wait()  # noqa: ASYNC222  # it has ended
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(fd, ended.set)
+    try:
+        await ended.wait()
+        return process.wait()  # noqa: ASYNC222  # it has ended
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
