@@ -1,26 +1,25 @@
-"""Receives, runs, replies, settles: one task for each message, and one place where a message is settled.
+"""Receives, runs and sees messages through to their settlement: one task for each.
 
 A message's way: received -> lease held -> accepted -> slot -> run -> published -> settled. Its lease is renewed from
 the first step to the last. Bad requests skip slot and run.
 """
 
 import asyncio
-import enum
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
-from rejoinder.adapters import AdapterError, LeaseLost, Message, Subscription
-from rejoinder.worker.batcher import Batcher
+from rejoinder.adapters import AdapterError, Message, Subscription
 from rejoinder.worker.errors import EngineGone, TimedOut
-from rejoinder.worker.handler import Answer, Handler, Job, exhausted, refusal, response_id
-from rejoinder.worker.lease import Lease, LeaseKeeper
+from rejoinder.worker.handler import Answer, Handler, Job, exhausted, refusal
+from rejoinder.worker.held import Counts, Held, Stage
+from rejoinder.worker.lease import LeaseKeeper
 from rejoinder.worker.pace import Pace
 from rejoinder.worker.reply import Replier
-from rejoinder.worker.retry import RetryPolicy, call_until, each_until
+from rejoinder.worker.retry import RetryPolicy, call_until
+from rejoinder.worker.settlement import ACK_LIMIT, Settlement
 from rejoinder.worker.slots import Slots
 
 log = structlog.get_logger(__name__)
@@ -31,40 +30,6 @@ RECEIVE_WAIT = 20.0
 TICK = 0.1
 # Answers being published or acked hold no slot; this many, and receiving pauses until the response broker catches up.
 MAX_SETTLING = 4096
-# An ack that the broker cannot take for this long is given up: the message comes back, and is answered as before.
-ACK_LIMIT = 60.0
-
-
-class Stage(enum.Enum):
-    """How far a held message has come."""
-
-    WAITING = enum.auto()
-    RUNNING = enum.auto()
-    SETTLING = enum.auto()
-
-
-@dataclass(slots=True, eq=False)
-class Held:
-    """A message that this worker holds."""
-
-    message: Message
-    received: float
-    stage: Stage = Stage.WAITING
-    lease: Lease = field(init=False)
-    task: asyncio.Task[None] = field(init=False)
-
-
-@dataclass(slots=True)
-class Counts:
-    """What became of the messages, since the start."""
-
-    received: int = 0
-    answered: int = 0
-    failed: int = 0
-    """Of the answered ones, those with status 400 and above."""
-    retried: int = 0
-    handed_back: int = 0
-    lease_lost: int = 0
 
 
 class Consumer:
@@ -93,13 +58,11 @@ class Consumer:
     ) -> None:
         self._subscription = subscription
         self._handler = handler
-        self._replier = replier
         self._slots = slots
         self._policy = policy
         self._prefetch = prefetch
         self._max_hold = max_hold
         self._keeper = LeaseKeeper(subscription)
-        self._acks: Batcher[Message, AdapterError | None] = Batcher(self._ack)
         self._held: set[Held] = set()
         self._settling = 0
         self._room_made = asyncio.Event()
@@ -107,6 +70,7 @@ class Consumer:
         self._pace = Pace()
         self._fatal: Exception | None = None
         self.counts = Counts()
+        self._settlement = Settlement(subscription, replier, self._keeper, policy, self.counts)
 
     # ------------------------------------------------------------------ receiving
 
@@ -142,6 +106,10 @@ class Consumer:
             if receiving.cancelled():
                 return
         messages = receiving.result()
+        if self._stopping.is_set():  # they came with the signal: nothing starts any more
+            self.counts.handed_back += len(messages)
+            await self._settlement.let_go(messages, 0)
+            return
         if len(messages) == room:
             # Only a receive that was filled tells the round trip: any other may have waited for messages to come.
             self._pace.received(asyncio.get_running_loop().time() - started)
@@ -175,27 +143,32 @@ class Consumer:
         held.lease = self._keeper.hold(message, received, lambda: self._lost(held))
         self._held.add(held)
         held.task = asyncio.create_task(self._process(held))
+        # Not in the task itself: one that is cancelled before its first step never runs a line.
+        held.task.add_done_callback(lambda _: self._forget(held))
+
+    def _forget(self, held: Held) -> None:
+        self._keeper.release(held.lease)
+        self._held.discard(held)
+        self._room_made.set()
 
     async def _process(self, held: Held) -> None:
         try:
             answer = await self._answer(held)
+            if held.abandoned:
+                return
             held.stage = Stage.SETTLING
             self._settling += 1
             self._room_made.set()
             try:
-                await self._settle(held, answer)
+                if await self._keeper.confirm(held.lease):
+                    await self._settlement.settle(held, answer)
+                else:
+                    self._lost(held)
             finally:
                 self._settling -= 1
-        except asyncio.CancelledError:
-            # Only `_lost` and `drain` cancel; each has said what becomes of the message.
-            return
         except (AdapterError, EngineGone) as exc:
             self._fail(exc)
             await self._hand_back([held])
-        finally:
-            self._keeper.release(held.lease)
-            self._held.discard(held)
-            self._room_made.set()
 
     async def _answer(self, held: Held) -> Answer:
         message = held.message
@@ -209,8 +182,8 @@ class Consumer:
             async with asyncio.timeout_at(held.received + self._max_hold):
                 return await self._run(held, job)
         except TimeoutError:
-            name = response_id(self._subscription.name, message.id, job.options.inference_id)
-            return refusal(TimedOut(f"held for {self._max_hold:g} s without a result"), job.metadata, name)
+            error = TimedOut(f"held for {self._max_hold:g} s without a result")
+            return refusal(error, job.metadata, job.engine_request.response_id)
 
     async def _run(self, held: Held, job: Job) -> Answer:
         async with self._slots:
@@ -219,76 +192,12 @@ class Consumer:
         self._pace.completed(asyncio.get_running_loop().time())
         return answer
 
-    # ------------------------------------------------------------------ settlement
-
-    async def _settle(self, held: Held, answer: Answer) -> None:
-        """Publish and ack, or let the message come back: nothing else settles a processed message."""
-        message = held.message
-        if not await self._keeper.confirm(held.lease):
-            self._lost(held)
-            return
-        action = self._policy.on_failure(message.attempt) if answer.retryable else "answer_and_ack"
-        if action == "retry":
-            await self._retry_later(held, answer)
-            return
-        await self._replier.publish(message, answer)
-        self.counts.answered += 1
-        self.counts.failed += answer.status_code >= 400
-        self._keeper.release(held.lease)  # a renewal after the ack would only find the lease gone
-        if action == "answer_and_leave":
-            await self._set_lease([message], 0)
-        else:
-            outcome = await self._acks.submit(message)
-            if outcome is not None:
-                # Answered, yet the message may come back: its answer will carry the same response_id.
-                log.warning("ack_failed", message_id=message.id, response_id=answer.response_id, error=str(outcome))
-        self._log_answer(message, answer)
-
-    async def _retry_later(self, held: Held, answer: Answer) -> None:
-        message = held.message
-        delay = min(self._policy.backoff(message.attempt), self._subscription.max_lease_seconds)
-        self._keeper.release(held.lease)
-        await self._set_lease([message], delay)
-        self.counts.retried += 1
-        log.warning(
-            "request_retried",
-            message_id=message.id,
-            response_id=answer.response_id,
-            status_code=answer.status_code,
-            attempt=message.attempt,
-            delay=round(delay, 2),
-        )
-
-    async def _ack(self, messages: Sequence[Message]) -> list[AdapterError | None]:
-        return await each_until("ack", self._subscription.ack, messages, limit=ACK_LIMIT)
-
-    async def _set_lease(self, messages: Sequence[Message], seconds: float) -> None:
-        """Let messages go. If the broker cannot be told, their leases run out by themselves."""
-
-        async def call(items: Sequence[Message]) -> list[AdapterError | None]:
-            return await self._subscription.set_lease(items, seconds)
-
-        outcomes = await each_until("set_lease", call, messages, limit=self._subscription.lease_seconds)
-        for message, outcome in zip(messages, outcomes, strict=True):
-            if outcome is not None and not isinstance(outcome, LeaseLost):
-                log.warning("let_go_failed", message_id=message.id, error=str(outcome))
-
-    def _log_answer(self, message: Message, answer: Answer) -> None:
-        level = log.warning if answer.status_code >= 500 else log.debug
-        level(
-            "request_answered",
-            message_id=message.id,
-            response_id=answer.response_id,
-            status_code=answer.status_code,
-            attempt=message.attempt,
-        )
-
     def _lost(self, held: Held) -> None:
         """The lease has passed to another worker: stop the work and say nothing, for that worker will."""
         self.counts.lease_lost += 1
         log.warning("lease_lost", message_id=held.message.id, attempt=held.message.attempt, stage=held.stage.name)
         if held.stage is not Stage.SETTLING:
-            held.task.cancel()
+            held.abandon()
 
     # ------------------------------------------------------------------ stopping
 
@@ -332,11 +241,11 @@ class Consumer:
         """Let messages go at once, their work stopped first so that no answer follows."""
         others = [held for held in helds if held.task is not asyncio.current_task()]
         for held in others:
-            held.task.cancel()
+            held.abandon()
         if others:
             await asyncio.wait([held.task for held in others])
         for held in helds:
             self._keeper.release(held.lease)
         if helds:
             self.counts.handed_back += len(helds)
-            await self._set_lease([held.message for held in helds], 0)
+            await self._settlement.let_go([held.message for held in helds], 0)

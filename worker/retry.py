@@ -89,6 +89,10 @@ async def call_until(what: str, call: Callable[[], Awaitable[Success]], *, limit
         call: One try.
         limit: Seconds after which the last `Transient` is raised; None: never.
     """
+
+    async def one_try() -> Success:  # tenacity awaits what is declared async, not what returns an awaitable
+        return await call()
+
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(Transient),
         wait=_BACKOFF,
@@ -96,7 +100,7 @@ async def call_until(what: str, call: Callable[[], Awaitable[Success]], *, limit
         before_sleep=_warn(what),
         reraise=True,
     )
-    return await retrying(call)
+    return await retrying(one_try)
 
 
 async def each_until(

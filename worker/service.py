@@ -53,12 +53,13 @@ class StopSignals:
                 loop.remove_signal_handler(number)
 
 
-async def serve(settings: Settings, signals: StopSignals | None = None) -> None:
+async def serve(settings: Settings, signals: StopSignals | None = None, engine: Engine | None = None) -> None:
     """Run a worker until a signal stops it.
 
     Args:
         settings: What to run on what.
         signals: For a caller who stops the worker by other means. Default: the process's own signals.
+        engine: Runs the requests in place of the one that the settings ask for. Not yet started.
 
     Raises:
         AdapterError: a URL is wrong, or a broker refuses for good; one line says what to fix.
@@ -70,7 +71,7 @@ async def serve(settings: Settings, signals: StopSignals | None = None) -> None:
             # Asked before the model is loaded: a queue that cannot be read should cost no minutes.
             backlog = await subscription.backlog()
             log.info("worker_starting", engine=settings.engine_name, model=settings.model, waiting=backlog.waiting)
-            engine = create_engine(settings)
+            engine = engine or create_engine(settings)
             try:
                 if await _started(engine, own):
                     await _work(settings, engine, subscription, topic, own)

@@ -1,0 +1,354 @@
+"""The worker's promises, on the memory broker: it expires leases and redelivers like the real ones."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from worker_harness import GateEngine, bench, flaky, until, until_backlog, until_empty
+
+from rejoinder.adapters import Denied, Outgoing, Transient, open_subscription
+from rejoinder.worker.engines.echo import EchoEngine
+from rejoinder.worker.engines.protocol import EngineRequest
+from rejoinder.worker.errors import BadRequest, EngineGone, Failed, Unavailable
+
+
+async def test_a_response_rejoins_its_request() -> None:
+    async with bench() as it:
+        it.engine.open = True
+        message_id = await it.send("a", {"doc": 17, "big": 2**70})
+        (response,) = await it.responses_until(1)
+        assert response == {"status_code": 200, "metadata": {"doc": 17, "big": 2**70}, "body": {"ran": "a"}}
+        attributes = it.got[0][1].attributes
+        assert attributes["request_message_id"] == message_id
+        assert attributes["attempt"] == "1"
+        assert len(attributes["response_id"]) == 32
+        await until_empty(it)
+        await it.stop()
+
+
+async def test_the_trace_context_travels() -> None:
+    async with bench(EchoEngine("/v1/completions")) as it:
+        parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        await it.request_topic.publish([Outgoing(b'{"metadata":{},"body":1}', {"traceparent": parent, "other": "x"})])
+        await it.responses_until(1)
+        assert it.got[0][1].attributes["traceparent"] == parent
+        assert "other" not in it.got[0][1].attributes
+
+
+async def test_a_message_is_acked_only_after_its_response_is_published() -> None:
+    async with bench() as it:
+        await it.send("a")
+        await until(lambda: it.engine.running)
+        assert (await it.subscription.backlog()).held == 1
+        it.engine.release("a")
+        await it.responses_until(1)
+        await until_empty(it)
+
+
+async def test_no_more_is_held_than_slots_and_prefetch() -> None:
+    async with bench(GateEngine(capacity=3), prefetch=2) as it:
+        for n in range(20):
+            await it.send(f"r{n}")
+        await until(lambda: len(it.engine.running) == 3)
+        await asyncio.sleep(0)
+        for _ in range(50):
+            backlog = await it.subscription.backlog()
+            assert backlog.held <= 5
+            assert len(it.engine.running) <= 3
+            await asyncio.sleep(0.001)
+        it.engine.open = True
+        for body in list(it.engine.started):
+            it.engine.release(body)
+        await it.responses_until(20)
+
+
+async def test_a_bad_request_needs_no_slot() -> None:
+    async with bench(GateEngine(capacity=1), prefetch=1) as it:
+        await it.send("blocks")
+        await until(lambda: it.engine.running)
+        await it.send_raw(b"not json")
+        (response,) = await it.responses_until(1)
+        assert response["status_code"] == 400
+        assert response["metadata"] is None
+
+
+async def test_leases_of_running_and_waiting_messages_are_renewed() -> None:
+    async with bench(GateEngine(capacity=1), request_options="?lease=0.3", prefetch=3) as it:
+        for n in range(3):
+            await it.send(f"r{n}")
+        await until(lambda: it.engine.running)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        async with open_subscription(it.requests) as thief:
+            while loop.time() - began < 1.5:  # five leases long
+                assert await thief.receive(10, 0.05) == []
+        for n in range(3):
+            await until(lambda n=n: json.dumps(f"r{n}") in it.engine.running)
+            it.engine.release(f"r{n}")
+        await it.responses_until(3)
+        assert all(message.attributes["attempt"] == "1" for _, message in it.got)
+
+
+async def test_a_lost_lease_stops_the_work_and_suppresses_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = GateEngine(capacity=1)
+    async with (
+        bench(one, start=False, prefetch=0, request_options="?lease=0.3") as it,
+        flaky(it, monkeypatch) as (subscription, _),
+    ):
+        subscription.fail["set_lease"] = [Transient("away")] * 100
+        await it.send("a")
+        it.start()
+        await until(lambda: it.engine.running)
+        async with open_subscription(it.requests) as other_worker:
+            (taken,) = await other_worker.receive(1, 10)
+            assert taken.attempt == 2
+            subscription.fail.clear()
+            await until(lambda: it.engine.cancelled == ["a"])
+            await other_worker.ack([taken])
+        assert await it.response_subscription.receive(1, 0.2) == []
+        await until_empty(it)
+
+
+async def test_a_worker_that_slept_past_its_lease_asks_before_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = GateEngine(capacity=1)
+    async with (
+        bench(one, start=False, prefetch=0, request_options="?lease=0.3") as it,
+        flaky(it, monkeypatch) as (subscription, topic),
+    ):
+        subscription.hang.add("set_lease")  # as if the process had been suspended: no renewal, no news
+        await it.send("a")
+        it.start()
+        await until(lambda: it.engine.running)
+        async with open_subscription(it.requests) as other_worker:
+            (taken,) = await other_worker.receive(1, 10)
+            subscription.hang.clear()
+            it.engine.release("a")
+            await until(lambda: "a" not in map(json.loads, it.engine.running))
+            await other_worker.ack([taken])
+            await it.stop()
+        assert "publish" not in topic.calls
+
+
+async def test_a_retryable_error_comes_back_and_succeeds() -> None:
+    async with bench() as it:
+        it.engine.open = True
+        it.engine.errors["a"] = [Unavailable("busy"), Failed("odd")]
+        await it.send("a")
+        (response,) = await it.responses_until(1)
+        assert response["status_code"] == 200
+        assert it.got[0][1].attributes["attempt"] == "3"
+        assert it.engine.started == ["a", "a", "a"]
+
+
+@pytest.mark.parametrize(("error", "status"), [(Unavailable, 503), (Failed, 500)])
+async def test_the_last_attempt_s_error_is_answered(error: type[Exception], status: int) -> None:
+    async with bench(max_attempts=3) as it:
+        it.engine.open = True
+        it.engine.errors["a"] = [error(f"try {n}") for n in range(1, 9)]
+        await it.send("a", {"k": [1]})
+        (response,) = await it.responses_until(1)
+        assert response["status_code"] == status
+        assert response["metadata"] == {"k": [1]}
+        assert response["body"]["error"]["message"] == "try 3"
+        await until_empty(it)
+        assert len(it.engine.started) == 3
+
+
+async def test_after_the_last_attempt_a_dead_letter_policy_gets_the_message() -> None:
+    async with bench(request_options="?max_attempts=2", max_attempts=9) as it:
+        it.engine.open = True
+        it.engine.errors["a"] = [Failed(f"try {n}") for n in range(1, 9)]
+        await it.send("a")
+        (response,) = await it.responses_until(1)
+        assert response["status_code"] == 500
+        await until_backlog(it, lambda backlog: backlog.dead == 1)
+        backlog = await it.subscription.backlog()
+        assert (backlog.waiting, backlog.held, backlog.dead) == (0, 0, 1)
+        assert len(it.engine.started) == 2
+
+
+async def test_a_delivery_past_the_cap_is_answered_without_running() -> None:
+    async with bench(start=False, max_attempts=2) as it:
+        await it.send("a")
+        for _ in range(2):  # two workers that died with it
+            (message,) = await it.subscription.receive(1, 5)
+            await it.subscription.set_lease([message], 0)
+        it.start()
+        (response,) = await it.responses_until(1)
+        assert response["status_code"] == 503
+        assert "2 attempts" in response["body"]["error"]["message"]
+        assert it.engine.started == []
+
+
+async def test_an_unforeseen_error_is_that_request_s_own() -> None:
+    async with bench(max_attempts=1) as it:
+        it.engine.open = True
+        it.engine.errors["a"] = [ZeroDivisionError("secret prompt text")]
+        await it.send("a")
+        await it.send("b")
+        await it.responses_until(2)
+        by_status = {response["status_code"]: response for response, _ in it.got}
+        assert "ZeroDivisionError" in by_status[500]["body"]["error"]["message"]
+        assert "secret" not in json.dumps(by_status[500])
+        assert by_status[200]["body"] == {"ran": "b"}
+
+
+async def test_an_error_that_is_not_retryable_is_answered_at_once() -> None:
+    async with bench() as it:
+        it.engine.open = True
+        it.engine.errors["a"] = [BadRequest("temperature is 9", param="temperature")]
+        await it.send("a")
+        (response,) = await it.responses_until(1)
+        assert response["status_code"] == 400
+        assert response["body"]["error"]["param"] == "temperature"
+        assert it.engine.started == ["a"]
+
+
+async def test_an_invocation_that_takes_too_long_is_answered_504_and_stopped() -> None:
+    async with bench(invocation_timeout_seconds=0.1) as it:
+        await it.send("a")
+        (response,) = await it.responses_until(1)
+        assert response["status_code"] == 504
+        assert it.engine.cancelled == ["a"]
+
+
+async def test_a_message_held_too_long_is_answered_504() -> None:
+    async with bench(GateEngine(capacity=1), max_hold_seconds=0.3, prefetch=1) as it:
+        await it.send("runs")
+        await it.send("waits")
+        responses = await it.responses_until(2)
+        assert [response["status_code"] for response in responses] == [504, 504]
+        assert it.engine.started[0] == "runs"
+
+
+async def test_a_result_that_is_no_json_is_an_error_of_that_request() -> None:
+    class NaN(GateEngine):
+        async def generate(self, request: EngineRequest) -> Any:
+            return {"x": float("nan")}
+
+    async with bench(NaN()) as it:
+        await it.send("a", {"id": 4})
+        (response,) = await it.responses_until(1)
+        assert (response["status_code"], response["metadata"]) == (500, {"id": 4})
+
+
+async def test_a_response_larger_than_its_broker_is_an_error_with_its_metadata() -> None:
+    from rejoinder.adapters.embedded import MAX_BODY
+
+    class Large(GateEngine):
+        async def generate(self, request: EngineRequest) -> Any:
+            return "x" * MAX_BODY
+
+    async with bench(Large()) as it:
+        await it.send("a", {"id": 4})
+        (response,) = await it.responses_until(1)
+        assert (response["status_code"], response["metadata"]) == (500, {"id": 4})
+        assert response["body"]["error"]["code"] == "response_too_large"
+
+
+async def test_a_request_over_the_limit_is_413_with_its_metadata() -> None:
+    async with bench(max_request_bytes=1000) as it:
+        await it.send("x" * 1000, {"id": 4})
+        (response,) = await it.responses_until(1)
+        assert (response["status_code"], response["metadata"]) == (413, {"id": 4})
+
+
+async def test_a_large_request_is_parsed_off_the_loop_and_answered() -> None:
+    async with bench(EchoEngine("/run")) as it:
+        await it.send("x" * 1_000_000, {"id": 4})
+        (response,) = await it.responses_until(1)
+        assert response["body"] == "x" * 1_000_000
+
+
+# ---------------------------------------------------------------------------------------------------- stopping
+
+
+async def test_a_stop_hands_waiting_messages_back_at_once_and_lets_running_ones_finish() -> None:
+    async with bench(GateEngine(capacity=1), prefetch=5) as it:
+        for n in range(4):
+            await it.send(f"r{n}")
+        await until(lambda: it.engine.running)
+        await until_backlog(it, lambda backlog: backlog.held == 4)
+        it.signals.receive("SIGTERM")
+        await until_backlog(it, lambda backlog: backlog.waiting == 3)
+        backlog = await it.subscription.backlog()
+        assert (backlog.waiting, backlog.held) == (3, 1)
+        assert not it.task.done()
+        it.engine.release("r0")
+        await asyncio.wait_for(it.task, 10)
+        assert [r["body"] for r in await it.responses_until(1)] == [{"ran": "r0"}]
+        assert (await it.subscription.backlog()).held == 0
+
+
+async def test_what_still_runs_after_the_grace_is_handed_back() -> None:
+    async with bench(grace_seconds=0.1) as it:
+        await it.send("a")
+        await until(lambda: it.engine.running)
+        it.signals.receive("SIGTERM")
+        await asyncio.wait_for(it.task, 10)
+        assert it.engine.cancelled == ["a"]
+        assert (await it.subscription.backlog()).waiting == 1
+        assert await it.response_subscription.receive(1, 0.05) == []
+
+
+async def test_a_second_signal_hands_everything_back_now() -> None:
+    async with bench(grace_seconds=1000) as it:
+        await it.send("a")
+        await until(lambda: it.engine.running)
+        it.signals.receive("SIGTERM")
+        it.signals.receive("SIGTERM")
+        await asyncio.wait_for(it.task, 10)
+        assert (await it.subscription.backlog()).waiting == 1
+
+
+async def test_an_engine_that_is_gone_ends_the_worker_and_hands_back() -> None:
+    async with bench(GateEngine(capacity=1), prefetch=3, grace_seconds=0.1) as it:
+        for n in range(3):
+            await it.send(f"r{n}")
+        await until(lambda: it.engine.running)
+        it.engine.gone.set()
+        with pytest.raises(EngineGone):
+            await asyncio.wait_for(it.task, 10)
+        assert (await it.subscription.backlog()).waiting == 3
+
+
+async def test_capacity_that_comes_back_is_noticed() -> None:
+    async with bench(GateEngine(capacity=0)) as it:
+        it.engine.open = True
+        await it.send("a")
+        await asyncio.sleep(0)
+        assert it.engine.started == []
+        it.engine.capacity = 2
+        await it.responses_until(1)
+
+
+# ---------------------------------------------------------------------------------------------------- brokers that fail
+
+
+async def test_a_broker_that_goes_away_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with bench(start=False) as it, flaky(it, monkeypatch) as (subscription, topic):
+        it.engine.open = True
+        topic.fail["publish"] = [Transient("away"), Transient("away")]
+        subscription.fail["ack"] = [Transient("away")]
+        subscription.fail["receive"] = [Transient("away"), Transient("away")]
+        await it.send("a")
+        it.start()
+        await it.responses_until(1)
+        await until_empty(it)
+        assert topic.calls.count("publish") == 3
+        assert subscription.calls.count("ack") == 2
+        await it.stop()
+
+
+async def test_a_response_topic_that_refuses_ends_the_worker_with_the_message_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with bench(start=False) as it, flaky(it, monkeypatch) as (_, topic):
+        it.engine.open = True
+        topic.fail["publish"] = [Denied("no permission to publish")]
+        await it.send("a")
+        it.start()
+        with pytest.raises(Denied, match="no permission"):
+            await asyncio.wait_for(it.task, 10)
+        assert (await it.subscription.backlog()).waiting == 1

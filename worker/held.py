@@ -1,0 +1,47 @@
+"""What the consumer knows of each message that it holds, and of all it has held."""
+
+import asyncio
+import enum
+from dataclasses import dataclass, field
+
+from rejoinder.adapters import Message
+from rejoinder.worker.lease import Lease
+
+
+class Stage(enum.Enum):
+    """How far a held message has come."""
+
+    WAITING = enum.auto()
+    RUNNING = enum.auto()
+    SETTLING = enum.auto()
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A message that this worker holds."""
+
+    message: Message
+    received: float
+    stage: Stage = Stage.WAITING
+    lease: Lease = field(init=False)
+    task: asyncio.Task[None] = field(init=False)
+    abandoned: bool = False
+    """Its work was stopped: no answer may follow, even if the work ended at that very moment."""
+
+    def abandon(self) -> None:
+        """Stop its work."""
+        self.abandoned = True
+        self.task.cancel()
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the messages, since the start."""
+
+    received: int = 0
+    answered: int = 0
+    failed: int = 0
+    """Of the answered ones, those with status 400 and above."""
+    retried: int = 0
+    handed_back: int = 0
+    lease_lost: int = 0

@@ -1,0 +1,110 @@
+"""The end of a message: answered and acked, left to the queue's own policy, or let go to come back.
+
+Only the consumer calls this, and nothing else acks or lets go: what becomes of a message is decided here.
+"""
+
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from rejoinder.adapters import AdapterError, LeaseLost, Message, Subscription
+from rejoinder.worker.batcher import Batcher
+from rejoinder.worker.handler import Answer
+from rejoinder.worker.held import Counts, Held
+from rejoinder.worker.lease import LeaseKeeper
+from rejoinder.worker.reply import Replier
+from rejoinder.worker.retry import RetryPolicy, each_until
+
+log = structlog.get_logger(__name__)
+
+# An ack that the broker cannot take for this long is given up: the message comes back, and is answered as before.
+ACK_LIMIT = 60.0
+
+
+class Settlement:
+    """Settles one subscription's messages.
+
+    Args:
+        subscription: Where the messages came from.
+        replier: Makes answers durable.
+        keeper: Holds the messages' leases.
+        policy: When failed requests come back.
+        counts: What became of the messages; kept here.
+    """
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        replier: Replier,
+        keeper: LeaseKeeper,
+        policy: RetryPolicy,
+        counts: Counts,
+    ) -> None:
+        self._subscription = subscription
+        self._replier = replier
+        self._keeper = keeper
+        self._policy = policy
+        self._counts = counts
+        self._acks: Batcher[Message, AdapterError | None] = Batcher(self._ack)
+
+    async def settle(self, held: Held, answer: Answer) -> None:
+        """Publish the answer and ack the message, or let it come back.
+
+        Raises:
+            AdapterError: the response broker refuses for good; the message is still held.
+        """
+        message = held.message
+        action = self._policy.on_failure(message.attempt) if answer.retryable else "answer_and_ack"
+        if action == "retry":
+            await self._retry_later(held, answer)
+            return
+        await self._replier.publish(message, answer)
+        self._counts.answered += 1
+        self._counts.failed += answer.status_code >= 400
+        self._keeper.release(held.lease)  # a renewal after the ack would only find the lease gone
+        if action == "answer_and_leave":
+            await self.let_go([message], 0)
+        else:
+            outcome = await self._acks.submit(message)
+            if outcome is not None:
+                # Answered, yet the message may come back: its answer will carry the same response_id.
+                log.warning("ack_failed", message_id=message.id, response_id=answer.response_id, error=str(outcome))
+        level: Callable[..., None] = log.warning if answer.status_code >= 500 else log.debug
+        level(
+            "request_answered",
+            message_id=message.id,
+            response_id=answer.response_id,
+            status_code=answer.status_code,
+            attempt=message.attempt,
+        )
+
+    async def _retry_later(self, held: Held, answer: Answer) -> None:
+        message = held.message
+        delay = min(self._policy.backoff(message.attempt), self._subscription.max_lease_seconds)
+        self._keeper.release(held.lease)
+        await self.let_go([message], delay)
+        self._counts.retried += 1
+        log.warning(
+            "request_retried",
+            message_id=message.id,
+            response_id=answer.response_id,
+            status_code=answer.status_code,
+            attempt=message.attempt,
+            delay=round(delay, 2),
+        )
+
+    async def _ack(self, messages: Sequence[Message]) -> list[AdapterError | None]:
+        return await each_until("ack", self._subscription.ack, messages, limit=ACK_LIMIT)
+
+    async def let_go(self, messages: Sequence[Message], seconds: float) -> None:
+        """Make messages available again in `seconds`. If the broker cannot be told, their leases run out instead."""
+
+        async def call(items: Sequence[Message]) -> list[AdapterError | None]:
+            return await self._subscription.set_lease(items, seconds)
+
+        if not messages:
+            return
+        outcomes = await each_until("set_lease", call, messages, limit=self._subscription.lease_seconds)
+        for message, outcome in zip(messages, outcomes, strict=True):
+            if outcome is not None and not isinstance(outcome, LeaseLost):
+                log.warning("let_go_failed", message_id=message.id, error=str(outcome))
