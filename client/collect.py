@@ -1,0 +1,65 @@
+"""Responses from a broker into a file, durable there before they are acked: what `join` reads when given a URL."""
+
+import os
+from collections.abc import Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import BinaryIO
+
+from rejoinder.client.consume import batches
+from rejoinder.client.join import Join
+from rejoinder.client.lines import one_line
+
+BLOCK = 1 << 16
+
+
+def open_kept(path: Path) -> BinaryIO:
+    """Open the file of kept responses to append to it, without the half line that a crash may have left.
+
+    What is dropped was not acked, and comes again.
+
+    Raises:
+        OSError: it cannot be opened or written.
+    """
+    file = path.open("a+b")
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - BLOCK)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    file.truncate(end)
+    _sync_directory(path.absolute().parent)
+    return file
+
+
+async def collect(
+    join: Join, url: str, kept: BinaryIO, *, idle: float | None = None, progress: Callable[[], None] = lambda: None
+) -> None:
+    """Receive responses until every request of `join` has one, or none came for `idle` seconds.
+
+    Each batch is appended to `kept`, whose file is the responses' file of `join`, and is acked when it is on the disk.
+
+    Raises:
+        AdapterError: the broker says so.
+        OSError: `kept` cannot be written; what was not, is not acked.
+    """
+    async with aclosing(batches(url, idle=idle, until=lambda: join.missing == 0)) as incoming:
+        async for batch in incoming:
+            kept.write(b"".join(one_line(received.body) + b"\n" for received in batch))
+            kept.flush()
+            os.fsync(kept.fileno())
+            join.read_responses()
+            progress()
+
+
+def _sync_directory(path: Path) -> None:
+    # A new file's name is durable only with its directory.
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

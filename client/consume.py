@@ -1,0 +1,147 @@
+"""Receive responses, each acked when it has been dealt with.
+
+async with aclosing(responses("sqlite:///work.db?queue=responses", count=10)) as incoming:
+    async for response in incoming:
+        save(response.read().metadata, response.body)
+"""
+
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from rejoinder.adapters import LeaseLost, Message, Subscription, Transient, open_subscription
+from rejoinder.client.patience import patiently, to_its_end
+from rejoinder.schemas.envelope import Response
+
+BATCH = 256
+"""Responses leased at once, which share a round trip and an ack."""
+POLL_SECONDS = 5.0
+"""Of one receive. A stop need not wait for its end, since it cancels the call."""
+RENEW_AT = 1 / 3
+"""Of a lease, past which what is still held is renewed before the next response is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One delivery of one response."""
+
+    id: str
+    """The broker's id of the response's message: a redelivery has the same."""
+    body: bytes
+    """The response's JSON."""
+    attributes: Mapping[str, str]
+    """What the worker put beside it: `request_message_id`, `response_id`, `attempt`."""
+
+    def read(self) -> Response:
+        """The response, validated.
+
+        Raises:
+            pydantic.ValidationError: it is not one.
+        """
+        return Response.model_validate_json(self.body)
+
+
+async def responses(url: str, *, count: int | None = None, idle: float | None = None) -> AsyncGenerator[Received, None]:
+    """Receive responses one by one; asking for the next one settles those before it.
+
+    One on which the caller broke off (`break`, an exception) is not acked: it comes again, and so does one on which
+    the caller spent more than a lease. At least once, so a consumer bears seeing a response twice. Close the
+    generator (`contextlib.aclosing`) where it may be left early, so that what it holds is let go at once.
+
+    Args:
+        url: As `rejoinder.adapters.open_subscription` takes it.
+        count: End after this many. Default: never.
+        idle: End when this many seconds pass without a response. Default: never.
+
+    Raises:
+        AdapterError: the broker says so.
+    """
+    left = count
+    async with open_subscription(url) as subscription:
+        source = _Source(subscription, idle)
+        while (left is None or left > 0) and (messages := await source.take(left)):
+            held = messages[::-1]
+            handled: list[Message] = []
+            leased = time.monotonic()
+            try:
+                while held:
+                    if time.monotonic() > leased + RENEW_AT * subscription.lease_seconds:
+                        leased = time.monotonic()
+                        held = await source.renew(held)
+                        continue
+                    yield _received(held[-1])
+                    handled.append(held.pop())
+            finally:
+                await source.ack(handled)
+                await source.let_go(held)
+            left = None if left is None else left - len(handled)
+
+
+async def batches(
+    url: str, *, idle: float | None = None, until: Callable[[], bool] = lambda: False
+) -> AsyncGenerator[list[Received], None]:
+    """Receive responses as `responses` does, several at once: asking for the next batch acks the one before.
+
+    For those to whom making a batch durable costs as much as one response: a file's fsync, a database's commit.
+
+    Args:
+        url: As `rejoinder.adapters.open_subscription` takes it.
+        idle: End when this many seconds pass without a response. Default: never.
+        until: Asked after each batch, when it is acked, whether to end.
+    """
+    async with open_subscription(url) as subscription:
+        source = _Source(subscription, idle)
+        while not until() and (messages := await source.take(None)):
+            held = messages
+            try:
+                yield [_received(message) for message in messages]
+                held = []
+                await source.ack(messages)
+            finally:
+                await source.let_go(held)
+
+
+def _received(message: Message) -> Received:
+    return Received(message.id, message.body, message.attributes)
+
+
+class _Source:
+    """One subscription as a patient consumer uses it."""
+
+    def __init__(self, subscription: Subscription, idle: float | None) -> None:
+        self._subscription = subscription
+        self._idle = idle
+
+    async def take(self, left: int | None) -> list[Message]:
+        """Lease some, at most `left`; none when `idle` has passed without any."""
+        limit = BATCH if left is None else min(BATCH, left)
+        end = None if self._idle is None else time.monotonic() + self._idle
+        while True:
+            wait = POLL_SECONDS if end is None else min(POLL_SECONDS, max(0.0, end - time.monotonic()))
+            messages = await patiently(partial(self._subscription.receive, limit, wait))
+            if messages or (end is not None and time.monotonic() >= end):
+                return messages
+
+    async def ack(self, messages: Sequence[Message]) -> None:
+        """Ack. What could not be acked for now comes again, as at-least-once allows.
+
+        Raises:
+            AdapterError: what will not get better: without acks the same responses would come for ever.
+        """
+        if not messages:
+            return
+        for outcome in await to_its_end(patiently(partial(self._subscription.ack, messages))):
+            if outcome is not None and not isinstance(outcome, LeaseLost | Transient):
+                raise outcome
+
+    async def renew(self, held: Sequence[Message]) -> list[Message]:
+        """Renew the leases; return those that are still ours."""
+        lease = self._subscription.lease_seconds
+        outcomes = await patiently(partial(self._subscription.set_lease, held, lease))
+        return [message for message, outcome in zip(held, outcomes, strict=True) if outcome is None]
+
+    async def let_go(self, held: Sequence[Message]) -> None:
+        """Make them available to others at once."""
+        if held:
+            await self._subscription.set_lease(held, 0)

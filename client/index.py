@@ -1,0 +1,121 @@
+"""What `join` knows of a million requests, on disk: which request has which key, and which answer.
+
+SQLite keeps it in a private temporary file of its own, which it deletes; in memory there is only its page cache.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import NamedTuple
+
+CACHE_KIB = 32 * 1024
+"""Above this the index spills to its file: random reads from the system's own cache cost little more."""
+
+
+class Kind(StrEnum):
+    """What can be wrong with a line, or with what a request got."""
+
+    MISSING = "missing"
+    """A request without a response."""
+    FAILED = "failed"
+    """A request whose response has a status code of 400 or more."""
+    DUPLICATE = "duplicate"
+    """A response that says what another one to the same request says."""
+    CONFLICTING = "conflicting"
+    """A response that says something else than another one to the same request."""
+    UNMATCHED = "unmatched"
+    """A response to no request of these."""
+    AMBIGUOUS = "ambiguous"
+    """A request with the same key as an earlier one: nobody can say which of them a response answers."""
+    MALFORMED = "malformed"
+    """A line that is not a request, or not a response."""
+
+
+class Answer(NamedTuple):
+    """The response that a request got."""
+
+    request: int
+    """The request's line."""
+    line: int
+    """The response's line."""
+    offset: int
+    """Where that line starts in its file, in bytes."""
+    status: int
+
+
+class Problem(NamedTuple):
+    """One line at fault."""
+
+    line: int
+    """Of the requests for missing, failed and ambiguous; of the responses for the others; malformed: of `text`'s."""
+    text: str
+
+
+class Index:
+    """The keys of the requests, their answers, and what was wrong."""
+
+    def __init__(self) -> None:
+        # "" is SQLite's name for a private on-disk database; nothing in it has to survive anything.
+        self._db = sqlite3.connect("", isolation_level=None)
+        self._db.executescript(
+            f"""
+            PRAGMA journal_mode = OFF;
+            PRAGMA synchronous = OFF;
+            PRAGMA cache_size = -{CACHE_KIB};
+            CREATE TABLE request (key BLOB PRIMARY KEY, line INTEGER NOT NULL) WITHOUT ROWID;
+            CREATE TABLE answer (request INTEGER PRIMARY KEY, line INTEGER, offset INTEGER, status INTEGER);
+            CREATE TABLE problem (kind TEXT, line INTEGER, text TEXT, not_joined INTEGER);
+            BEGIN;
+            """
+        )
+
+    def close(self) -> None:
+        """Delete it."""
+        self._db.close()
+
+    def add_request(self, key: bytes, line: int) -> int:
+        """Note a request; return the line of the first one with its key, which is its own unless it is ambiguous."""
+        if self._db.execute("INSERT OR IGNORE INTO request VALUES (?, ?)", (key, line)).rowcount:
+            return line
+        return self.request_of(key) or line
+
+    def request_of(self, key: bytes) -> int | None:
+        """The line of the request with this key."""
+        found = self._db.execute("SELECT line FROM request WHERE key = ?", (key,)).fetchone()
+        return None if found is None else int(found[0])
+
+    def answer_to(self, request: int) -> Answer | None:
+        """What the request on this line got so far."""
+        found = self._db.execute("SELECT * FROM answer WHERE request = ?", (request,)).fetchone()
+        return None if found is None else Answer(*found)
+
+    def set_answer(self, answer: Answer) -> None:
+        """Let this be what its request got."""
+        self._db.execute("INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?)", answer)
+
+    def add_problem(self, kind: Kind, problem: Problem, *, request_not_joined: bool = False) -> None:
+        """Note that something is wrong; with a request, also that it takes no part in the join."""
+        self._db.execute("INSERT INTO problem VALUES (?, ?, ?, ?)", (kind.value, *problem, request_not_joined))
+
+    def answers(self) -> Iterator[Answer]:
+        """All answers in the order of their requests."""
+        return map(Answer._make, self._db.execute("SELECT * FROM answer ORDER BY request"))
+
+    def failed(self) -> Iterator[Answer]:
+        """The answers with a status code of 400 or more, in the order of their requests."""
+        return map(Answer._make, self._db.execute("SELECT * FROM answer WHERE status >= 400 ORDER BY request"))
+
+    def malformed_requests(self) -> Iterator[int]:
+        """The lines that are no requests, in order."""
+        query = "SELECT line FROM problem WHERE not_joined AND kind = ? ORDER BY rowid"
+        return (line for (line,) in self._db.execute(query, (Kind.MALFORMED.value,)))
+
+    def missing(self) -> Iterator[int]:
+        """The lines of the requests without an answer, in order."""
+        query = "SELECT line FROM request WHERE line NOT IN (SELECT request FROM answer) ORDER BY line"
+        return (line for (line,) in self._db.execute(query))
+
+    def problems(self, kind: Kind) -> Iterator[Problem]:
+        """What was noted of this kind, in the order of the files."""
+        query = "SELECT line, text FROM problem WHERE kind = ? ORDER BY rowid"
+        return map(Problem._make, self._db.execute(query, (kind.value,)))
