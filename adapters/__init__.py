@@ -3,6 +3,7 @@
 `open_subscription` and `open_topic` are the one way in, for the worker, the client and anybody's script.
 """
 
+from rejoinder.adapters.driver import Backlog, Message, Outgoing, Subscription, Topic
 from rejoinder.adapters.errors import (
     AdapterError,
     BadURL,
@@ -12,7 +13,6 @@ from rejoinder.adapters.errors import (
     TooLarge,
     Transient,
 )
-from rejoinder.adapters.driver import Backlog, Message, Outgoing, Subscription, Topic
 from rejoinder.adapters.urls import open_subscription, open_topic
 
 __all__ = [

@@ -95,3 +95,18 @@ def number(url: str, query: Mapping[str, str], name: str, default: float, *, low
     if not low <= value <= high:
         raise BadURL(f"parameter {name!r} must be a number from {low:g} to {high:g} in {url!r}, not {text!r}")
     return value
+
+
+def integer(url: str, query: Mapping[str, str], name: str, default: int, *, low: int, high: int) -> int:
+    """Read the whole number `name` from `query`, which must be from `low` to `high`.
+
+    Raises:
+        BadURL: it is no whole number (in plain digits) or out of range.
+    """
+    text = query.get(name)
+    if text is None:
+        return default
+    # isdecimal alone also takes other scripts' digits; the length keeps int() from a text of megabytes
+    if not (text.isascii() and text.isdecimal() and len(text) <= 18 and low <= int(text) <= high):
+        raise BadURL(f"parameter {name!r} must be a whole number from {low} to {high} in {url!r}, not {text!r}")
+    return int(text)
