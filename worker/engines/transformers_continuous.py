@@ -1,0 +1,151 @@
+"""The default engine for decoder models: `/v1/completions` and `/v1/chat/completions` by continuous batching."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rejoinder.schemas.openai import ChatCompletionRequest, CompletionRequest
+from rejoinder.worker.engines import admission, answers
+from rejoinder.worker.engines.admission import Limits
+from rejoinder.worker.engines.answers import Choice
+from rejoinder.worker.engines.protocol import Engine, EngineRequest
+from rejoinder.worker.engines.transformers_batch import ContinuousBatch
+from rejoinder.worker.engines.transformers_loading import load
+from rejoinder.worker.engines.transformers_sampling import Sampling, sequence_seed
+from rejoinder.worker.engines.transformers_settings import TransformersSettings
+from rejoinder.worker.engines.transformers_text import StopMatcher, Text, cut
+from rejoinder.worker.errors import Unavailable
+
+TEXT_THREADS = 2
+"""Tokenization and detokenization at once: enough to stay ahead of a model, few enough to leave it the processor."""
+WATCH_SECONDS = 0.25
+"""How soon the end of the generation thread is noticed where no request was in flight to tell."""
+
+T = TypeVar("T")
+Body = CompletionRequest | ChatCompletionRequest
+
+
+def create(config: Mapping[str, Any]) -> Engine:
+    """The engine for a config of `TransformersSettings`. Nothing is loaded yet.
+
+    Raises:
+        pydantic.ValidationError: the config breaks a rule.
+    """
+    return TransformersEngine(TransformersSettings.model_validate(dict(config)))
+
+
+class TransformersEngine:
+    """An `Engine` for one decoder model in this process."""
+
+    def __init__(self, settings: TransformersSettings) -> None:
+        self._settings = settings
+        self._served = settings.served_names or [Path(settings.model).name if Path(settings.model).is_dir() else settings.model]
+        self._pool = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
+        self._started = self._stopped = False
+        self._finished = 0
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """Chat only where the model has a chat template."""
+        chat = {"/v1/chat/completions"} if self._started and self._text.has_chat_template else set()
+        return frozenset({"/v1/completions"} | chat)
+
+    @property
+    def capacity(self) -> int:
+        """Sequences at once."""
+        return self._batch.running if self._started and not self._stopped and self._batch.alive else 0
+
+    @property
+    def progress(self) -> int:
+        """Steps of the model and requests done."""
+        return self._finished + (self._batch.steps if self._started else 0)
+
+    async def start(self) -> None:
+        """Load the model; see `Engine.start`."""
+        await asyncio.to_thread(self._load)
+        self._slots = asyncio.Semaphore(self._batch.running)
+        self._batch.start()
+        self._started = True
+
+    def _load(self) -> None:
+        loaded = load(self._settings)
+        self._text = Text(loaded.tokenizer, loaded.eos)
+        self._batch = ContinuousBatch(loaded, self._settings)
+        self._limits = Limits(
+            sequence=min(loaded.context, self._batch.longest),
+            vocabulary=loaded.vocabulary,
+            default_max_tokens=self._settings.default_max_tokens,
+        )
+
+    async def generate(self, request: EngineRequest) -> Any:
+        """Run one request; see `Engine.generate`."""
+        if not self._started or self._stopped:
+            raise Unavailable("the engine is not running; the request will be tried again")
+        body = admission.parse_body(request.path, request.body)
+        model = admission.served_name(body.model, self._served)
+        prompts = await self._prompts(body)
+        lengths = [admission.new_tokens(body, len(prompt), self._limits) for prompt in prompts]
+        origin = request.response_id if body.seed is None else body.seed
+        sequences = [
+            self._sequence(body, prompts[i // body.n], lengths[i // body.n], sequence_seed(origin, i))
+            for i in range(len(prompts) * body.n)
+        ]
+        choices = await _all(sequences)
+        self._finished += 1
+        shape = answers.completion if isinstance(body, CompletionRequest) else answers.chat_completion
+        return shape(request, model, sum(map(len, prompts)), choices)
+
+    async def _prompts(self, body: Body) -> list[list[int]]:
+        """The token ids of each prompt, admitted."""
+        if isinstance(body, CompletionRequest):
+            for prompt in body.prompts:
+                if isinstance(prompt, str):
+                    admission.check_text(prompt, self._limits, "prompt")
+            tokens = await self._in_thread(lambda: [_tokens(self._text, prompt) for prompt in body.prompts])
+        else:
+            admission.check_text("".join(message.text for message in body.messages), self._limits, "messages")
+            tokens = [await self._in_thread(lambda: self._text.encode_chat(body.messages))]
+        for ids in tokens:
+            admission.check_tokens(ids, self._limits, "prompt" if isinstance(body, CompletionRequest) else "messages")
+        return tokens
+
+    async def _sequence(self, body: Body, prompt: Sequence[int], max_new_tokens: int, seed: int) -> Choice:
+        sampling = Sampling(body.temperature, admission.top_k(body, self._limits.vocabulary), body.top_p, seed)
+        matcher = StopMatcher(self._text, body.stops) if body.stops else None
+        async with self._slots:
+            tokens = await self._batch.run(prompt, max_new_tokens, sampling, matcher.push if matcher else None)
+        text = await self._in_thread(lambda: self._text.decode(tokens))
+        before = cut(text, body.stops)
+        ended = before is not None or self._text.ended(tokens)
+        return Choice(text if before is None else before, "stop" if ended else "length", len(tokens))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    async def wait_gone(self) -> None:
+        """Return when the generation thread has ended by itself: what ended it is in the log."""
+        while self._stopped or not self._started or self._batch.alive:
+            await asyncio.sleep(WATCH_SECONDS)
+
+    async def stop(self) -> None:
+        """End the generation thread; see `Engine.stop`."""
+        if self._started and not self._stopped:
+            self._stopped = True
+            await asyncio.to_thread(self._batch.stop)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _tokens(text: Text, prompt: str | list[int]) -> list[int]:
+    return text.encode(prompt) if isinstance(prompt, str) else prompt
+
+
+async def _all(sequences: Sequence[Any]) -> list[Choice]:
+    """The results in order. The first failure, or cancelling, ends the others too."""
+    tasks = [asyncio.create_task(sequence) for sequence in sequences]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
