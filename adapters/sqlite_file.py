@@ -225,6 +225,10 @@ def _cannot_open(path: Path) -> AdapterError:
         return AdapterError(f"{path} is a directory, not a queue")
     if not path.exists():
         return NotFound(f"{path} is not there")
-    if not os.access(path, os.R_OK | os.W_OK) or not os.access(path.parent, os.W_OK):
+    if not (_may(path, os.R_OK | os.W_OK) and _may(path.parent, os.W_OK)):
         return Denied(f"cannot open {path}: it and its directory must be readable and writable")
     return Transient(f"cannot open {path} now")
+
+
+def _may(path: Path, mode: int) -> bool:
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)

@@ -107,7 +107,8 @@ class FileThread:
             operation = self._inbox.get()
             if isinstance(operation, Stop):
                 return operation
-            self._fail([operation], reason)
+            if not isinstance(operation, Goodbye):
+                self._fail([operation], reason)
             if isinstance(operation, Operation):
                 self._done.append(operation)
             self._tell()

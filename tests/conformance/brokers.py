@@ -1,0 +1,68 @@
+"""The adapters that the conformance suite runs against, and what each of them can do.
+
+A new adapter is one more `Broker` in `BROKERS`: how to make a queue, and where it differs.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rejoinder.adapters import memory
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The URLs of one queue."""
+
+    subscription: str
+    topic: str
+    dead_letter: str | None
+    """The subscription of its dead-letter queue."""
+    respelled: str
+    """The subscription again, its URL written otherwise."""
+
+
+@dataclass(frozen=True)
+class Broker:
+    name: str
+    make: Callable[[Path, float, int | None], Awaitable[Queue]]
+    """Make a queue that nobody has used: (a directory of the test, lease in seconds, max_attempts)."""
+    short_lease: float
+    """The shortest lease worth testing with, seconds."""
+    patience: float
+    """After how many seconds without an expected message a test fails."""
+    counts_attempts: bool = True
+    says_sent_at: bool = True
+    keeps_order: bool = True
+    """Whether one consumer gets messages without an ordering key in the order of publishing."""
+    tells_lost: bool = True
+    """Whether settling what another delivery has taken, or what is gone, is `LeaseLost`."""
+    tells_backlog: bool = True
+    """Whether `backlog` is exact and at once."""
+    across_processes: bool = True
+
+
+async def _memory(_directory: Path, lease: float, max_attempts: int | None) -> Queue:
+    url = memory.fresh_url(f"lease={lease}")
+    bare = url.partition("?")[0]
+    if max_attempts is None:
+        return Queue(url, bare, None, f"{bare}?lease={lease + 1}")
+    url += f"&max_attempts={max_attempts}"
+    return Queue(url, bare, f"{bare}-dead", f"{bare}?max_attempts={max_attempts}&lease={lease}")
+
+
+async def _sqlite(directory: Path, lease: float, max_attempts: int | None) -> Queue:
+    file = f"sqlite:///{directory}/q.db"
+    bare = f"{file}?queue=work"
+    if max_attempts is None:
+        return Queue(f"{bare}&lease={lease}", bare, None, f"sqlite:///{directory}/./q.db?lease=7&queue=work")
+    policy = f"max_attempts={max_attempts}&dead_letter=graves"
+    return Queue(
+        f"{bare}&lease={lease}&{policy}", bare, f"{file}?queue=graves", f"{file}?{policy}&queue=%77ork&lease={lease}"
+    )
+
+
+BROKERS = (
+    Broker("memory", _memory, short_lease=0.2, patience=20, across_processes=False),
+    Broker("sqlite", _sqlite, short_lease=0.2, patience=20),
+)

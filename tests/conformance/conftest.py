@@ -1,0 +1,28 @@
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+from brokers import BROKERS
+from conformance_bench import Bench
+
+
+@pytest.fixture(params=BROKERS, ids=lambda broker: broker.name)
+async def bench(request, tmp_path) -> AsyncIterator[Bench]:
+    """Every adapter, one after the other."""
+    async with AsyncExitStack() as stack:
+        yield Bench(request.param, tmp_path, stack)
+
+
+@pytest.fixture(params=[one for one in BROKERS if one.across_processes], ids=lambda broker: broker.name)
+async def shared(request, tmp_path) -> AsyncIterator[Bench]:
+    """Every adapter whose queues several processes can open."""
+    async with AsyncExitStack() as stack:
+        yield Bench(request.param, tmp_path, stack)
+
+
+@pytest.fixture(autouse=True)
+def _silent(caplog):
+    """Adapters never log, at any level."""
+    caplog.set_level(0)
+    yield
+    assert not [record for record in caplog.records if not record.name.startswith("asyncio")]

@@ -1,0 +1,121 @@
+"""The same sentences between processes, some of which are killed."""
+
+import asyncio
+import json
+import sys
+import time
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from conformance_bench import CLOCK, put
+
+
+@asynccontextmanager
+async def peer(role, url):
+    """Run `peer.py`; kill it with SIGKILL at the end, if it still runs."""
+    script = str(Path(__file__).with_name("peer.py"))
+    process = await asyncio.create_subprocess_exec(sys.executable, script, role, url, stdout=asyncio.subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def line(process):
+    async with asyncio.timeout(60):
+        return json.loads(await process.stdout.readline())
+
+
+async def test_consumers_in_several_processes_share_without_overlap(shared):
+    queue = await shared.queue()
+    subscription, topic = await shared.subscription(queue.subscription), await shared.topic(queue.topic)
+    consumed: list[str] = []
+    async with (
+        peer("consume", queue.subscription) as one,
+        peer("consume", queue.subscription) as two,
+        peer("consume", queue.subscription) as three,
+    ):
+        # Published one batch at a time, so that the consumers contend for few messages.
+        published: list[str] = []
+        for _ in range(60):
+            published += await put(topic, *[b"x"] * 10)
+
+        async def read(process):
+            while len(consumed) < len(published):
+                event = await line(process)
+                assert event["lost"] == 0
+                consumed.extend(event["ids"])
+
+        readers = [asyncio.create_task(read(process)) for process in (one, two, three)]
+        done, pending = await asyncio.wait(readers, timeout=120, return_when=asyncio.FIRST_COMPLETED)
+        for reader in pending:
+            reader.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        for reader in done:
+            reader.result()
+    assert len(consumed) == len(set(consumed))
+    assert set(consumed) == set(published)
+    assert await shared.nothing(subscription)
+
+
+async def test_another_process_is_heard_while_waiting(shared):
+    queue = await shared.queue()
+    subscription = await shared.subscription(queue.subscription)
+    receiving = asyncio.create_task(subscription.receive(1, 60))
+    async with peer("publish", queue.topic) as publisher:
+        event = await line(publisher)
+        assert [message.id for message in await receiving] == event["ids"][:1]
+
+
+async def test_a_killed_holder_loses_its_lease_and_not_the_message(shared):
+    lease = 1.0
+    queue = await shared.queue(lease)
+    subscription, topic = await shared.subscription(queue.subscription), await shared.topic(queue.topic)
+    (sent,) = await put(topic, b"x")
+    async with peer("hold", queue.subscription) as holder:
+        held = await line(holder)
+        assert (held["id"], held["attempt"]) == (sent, shared.attempt(1))
+    (message,) = await shared.get(subscription)  # killed by now
+    assert (message.id, message.attempt, message.body) == (sent, shared.attempt(2), b"x")
+    assert time.time() >= held["before"] + lease - CLOCK
+
+
+async def test_a_killed_holder_of_the_last_attempt_leaves_a_dead_letter(shared):
+    queue = await shared.queue(lease=0.5, max_attempts=1)
+    subscription, topic = await shared.subscription(queue.subscription), await shared.topic(queue.topic)
+    assert queue.dead_letter is not None
+    dead = await shared.subscription(queue.dead_letter)
+    (sent,) = await put(topic, b"x")
+    async with peer("hold", queue.subscription) as holder:
+        assert (await line(holder))["id"] == sent
+
+    async def dead_one():
+        return (await subscription.backlog()).dead == 1
+
+    await shared.until(dead_one)
+    (corpse,) = await shared.get(dead)
+    assert corpse.body == b"x"
+
+
+@pytest.mark.parametrize("events", [1, 20, 60])
+async def test_a_killed_publisher_loses_no_id_that_it_was_given(shared, events):
+    queue = await shared.queue()
+    printed: list[str] = []
+    async with peer("publish", queue.topic) as publisher:
+        for _ in range(events):
+            printed += (await line(publisher))["ids"]
+        publisher.kill()
+        rest, _ = await publisher.communicate()
+    for text in rest.decode().splitlines(keepends=True):
+        if text.endswith("\n"):  # the last one may be cut off
+            printed += json.loads(text)["ids"]
+    subscription = await shared.subscription(queue.subscription)
+    received: set[str] = set()
+    while messages := await subscription.receive(1000, 0):
+        received.update(message.id for message in messages)
+        await subscription.ack(messages)
+    assert len(printed) >= 5 * events
+    assert set(printed) <= received
