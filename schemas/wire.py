@@ -17,6 +17,7 @@ MAX_NESTING = 128
 _WHITESPACE = re.compile(r"[ \t\n\r]*")
 _STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _NOT_BRACKETS = re.compile(r"[^\[\]{}]+")
+_ONE_KIND = str.maketrans("{}", "[]")
 # What XML 1.0 cannot carry (so SQS and SNS refuse) and JSON does not have to escape.
 _UNSAFE = re.compile("[\ufffe\uffff]")
 _DIGITS = 4300  # above this CPython refuses to convert a decimal integer, for its cost is quadratic
@@ -79,11 +80,12 @@ def _too_deep(text: str) -> bool:
     """Whether brackets nest past the limit; each pass removes one level from the inside."""
     if text.count("[") + text.count("{") <= MAX_NESTING:
         return False
-    brackets = _NOT_BRACKETS.sub("", _STRINGS.sub("", text))
+    # Which bracket is which is the parser's business.
+    brackets = _NOT_BRACKETS.sub("", _STRINGS.sub("", text)).translate(_ONE_KIND)
     for _ in range(MAX_NESTING):
         if not brackets:
             return False
-        brackets = brackets.replace("[]", "").replace("{}", "")
+        brackets = brackets.replace("[]", "")
     return bool(brackets)
 
 

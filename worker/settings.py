@@ -115,11 +115,9 @@ class Settings(BaseModel):
         return "transformers" if self.engine == "auto" else self.engine
 
     @property
-    def models_dir(self) -> Path:
+    def cache(self) -> Path:
         """Where converted models are kept."""
-        if self.cache_dir is not None:
-            return self.cache_dir / "models"
-        return user_cache_dir() / "models"
+        return self.cache_dir or user_cache_dir()
 
 
 @dataclass(frozen=True, slots=True)

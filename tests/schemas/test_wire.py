@@ -1,0 +1,191 @@
+"""JSON as the contract wants it."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rejoinder.schemas.envelope import Request, parse_request, write_response
+from rejoinder.schemas.wire import MAX_NESTING, WireError, read_object, write_json
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+def request_bytes(**fields: Any) -> bytes:
+    return json.dumps({"metadata": {}, "body": 1, **fields}).encode()
+
+
+@given(metadata=st.dictionaries(st.text(), JSON, max_size=5), body=JSON)
+def test_what_goes_in_comes_out(metadata: dict[str, Any], body: Any) -> None:
+    data = json.dumps({"body": body, "metadata": metadata}).encode()
+    parsed = parse_request(data)
+    assert parsed.request.body == body
+    response = json.loads(write_response(200, parsed.metadata, parsed.request.body))
+    assert response["metadata"] == metadata
+    assert list(response["metadata"]) == list(metadata)
+    assert response["body"] == body
+
+
+@given(st.binary() | st.text().map(str.encode) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_are_a_request_or_a_wire_error(data: bytes) -> None:
+    try:
+        parse_request(data)
+    except WireError as exc:
+        assert str(exc)
+        assert exc.metadata is None or isinstance(json.loads(exc.metadata), dict)
+
+
+@given(st.text())
+def test_written_text_is_legal_in_xml(text: str) -> None:
+    written = write_response(200, json.dumps({"k": text}, ensure_ascii=False), text).decode()
+    for character in written:
+        code = ord(character)
+        assert code in (9, 10, 13) or 0x20 <= code <= 0xD7FF or 0xE000 <= code <= 0xFFFD or code >= 0x10000
+    assert json.loads(written) == {"status_code": 200, "metadata": {"k": text}, "body": text}
+
+
+def test_metadata_is_kept_to_the_byte() -> None:
+    text = '{ "a" : 1.0e5 , "b":-0, "c":0.1000000000000000055511151231257827,"d":"\\u0041\\/", "e":1E400000 }'
+    with pytest.raises(WireError, match="too large"):
+        parse_request(b'{"metadata":' + text.encode() + b',"body":1}')
+    text = text.replace("1E400000", "1" * 5000)
+    parsed = parse_request(b'{"metadata":' + text.encode() + b',"body":1}')
+    assert parsed.metadata == text
+    assert text.encode() in write_response(200, parsed.metadata, 1)
+
+
+def test_a_lone_surrogate_survives() -> None:
+    parsed = parse_request(rb'{"metadata":{"k":"\ud83d"},"body":"\ud83d"}')
+    response = write_response(200, parsed.metadata, parsed.request.body)
+    assert json.loads(response)["body"] == "\ud83d"
+    assert json.loads(response)["metadata"] == {"k": "\ud83d"}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'{"metadata":{},"body":Infinity}', "Infinity"),
+        (b'{"metadata":{},"body":-Infinity}', "-Infinity"),
+        (b'{"metadata":{},"body":[NaN]}', "NaN"),
+        (b'{"metadata":{},"body":1e999}', "too large"),
+        (b'{"metadata":{},"body":-1e999}', "too large"),
+        (b'{"metadata":{},"body":' + b"9" * 5000 + b"}", "4300 digits"),
+        (b'{"metadata":{},"body":01}', "JSON"),
+        (b'{"metadata":{},"body":1,}', "JSON"),
+        (b'{"metadata":{},,"body":1}', "JSON"),
+        (b'{"metadata":{} "body":1}', "JSON"),
+        (b'{"metadata" {},"body":1}', "JSON"),
+        (b"{'metadata':{},\"body\":1}", "JSON"),
+        (b'{"metadata":{},"body":"\x01"}', "JSON"),
+        (b'{"metadata":{},"body":"', "JSON"),
+        (b'{"metadata":{},"body":', "JSON"),
+        (b'{"metadata":{},"body"', "JSON"),
+        (b'{"metadata":{}', "JSON"),
+        (b"{", "JSON"),
+        (b'{"', "JSON"),
+        (b"   ", "empty"),
+        (b"\xef\xbb\xbf{}", "JSON"),
+        (b"[]", "object"),
+        (b"null", "object"),
+        (b'"x"', "object"),
+        (b"{}", "metadata"),
+    ],
+)
+def test_what_is_no_json_is_refused(data: bytes, message: str) -> None:
+    with pytest.raises(WireError, match=message) as caught:
+        parse_request(data)
+    assert caught.value.metadata is None
+
+
+def test_a_duplicate_key_in_the_body_still_gives_the_metadata_back() -> None:
+    with pytest.raises(WireError, match="duplicate key: 'a'") as caught:
+        parse_request(b'{"metadata":{"id":7},"body":[{"a":1,"a":2}]}')
+    assert caught.value.metadata == '{"id":7}'
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"metadata":{"id":7,"id":8},"body":1}',
+        b'{"metadata":{"x":{"id":7,"id":8}},"body":1}',
+        b'{"metadata":{"id":7},"body":1,"metadata":{"id":7}}',
+    ],
+)
+def test_a_duplicate_key_in_the_metadata_makes_it_unreadable(data: bytes) -> None:
+    with pytest.raises(WireError, match="duplicate") as caught:
+        parse_request(data)
+    assert caught.value.metadata is None
+
+
+@pytest.mark.parametrize(("open_", "close"), [("[", "]"), ('{"a":', "}")])
+def test_nesting_ends_at_the_limit(open_: str, close: str) -> None:
+    def nested(levels: int) -> bytes:
+        return f'{{"metadata":{{}},"body":{open_ * levels}1{close * levels}}}'.encode()
+
+    body = parse_request(nested(MAX_NESTING - 1)).request.body
+    assert write_json(body)
+    with pytest.raises(WireError, match="nests deeper"):
+        parse_request(nested(MAX_NESTING))
+    with pytest.raises(WireError, match="nests deeper"):
+        parse_request(nested(100_000))
+
+
+def test_brackets_in_strings_do_not_nest() -> None:
+    text = '[{"' * 1000 + "\\"
+    data = json.dumps({"metadata": {"t": text}, "body": [[text]] * 500}).encode()
+    assert parse_request(data).request.body == [[text]] * 500
+
+
+def test_a_wide_document_is_not_deep() -> None:
+    value = [[{}] * 50] * 500
+    assert read_object(request_bytes(body=value))[0]["body"] == value
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, {"a": [-math.inf]}])
+def test_what_json_cannot_say_is_not_written(value: Any) -> None:
+    with pytest.raises(ValueError, match="JSON|Out of range"):
+        write_json(value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"path": 7}, "path"),
+        ({"options": []}, "options"),
+        ({"options": {"inference_id": ""}}, "options.inference_id"),
+        ({"options": {"inference_id": "x" * 65}}, "options.inference_id"),
+        ({"options": {"inference_id": "zoë"}}, "options.inference_id"),
+        ({"options": {"inference_id": 7}}, "options.inference_id"),
+        ({"options": {"request_ttl_seconds": 21601}}, "options.request_ttl_seconds"),
+        ({"options": {"request_ttl_seconds": 60.5}}, "options.request_ttl_seconds"),
+        ({"options": {"request_ttl_seconds": True}}, "options.request_ttl_seconds"),
+        ({"options": {"invocation_timeout_seconds": 0}}, "options.invocation_timeout_seconds"),
+        ({"options": {"invocation_timeout_seconds": 3601}}, "options.invocation_timeout_seconds"),
+        ({"options": {"stream": True}}, "options.stream"),
+        ({"options": {"deadline": "tomorrow"}}, "options.deadline"),
+        ({"options": {"deadline": "2026-11-21T12:00:00"}}, "options.deadline"),
+        ({"options": {"deadline": 1795294299}}, "options.deadline"),
+        ({"options": {"content_type": "x" * 1025}}, "options.content_type"),
+        ({"options": {"nope": 1}}, "options.nope"),
+        ({"input_location": "s3://b/k"}, "body"),
+        ({"input_location": 7}, "body"),
+    ],
+)
+def test_an_envelope_s_fault_names_its_field(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(WireError) as caught:
+        parse_request(request_bytes(**fields))
+    assert caught.value.param == param
+    assert param.rpartition(".")[2] in str(caught.value)
+    assert caught.value.metadata == "{}"
+
+
+def test_null_options_and_locations_are_absent_ones() -> None:
+    request = parse_request(request_bytes(options=None, input_location=None, path=None)).request
+    assert request == Request(metadata={}, body=1)
