@@ -174,3 +174,30 @@ async def test_openers_of_one_queue_may_have_different_policies(tmp_path):
         assert await strict.receive(1, 0) == []
         (corpse,) = await dead.receive(1, 0)
         assert (corpse.id, corpse.attempt) == (message.id, 1)
+
+
+async def test_a_cancellation_between_the_result_and_the_task_lets_go(tmp_path):
+    async with open_topic(url(tmp_path)) as topic, open_subscription(url(tmp_path)) as subscription:
+        await topic.publish([Outgoing(b"x")])
+        # A task that is cancelled after its future has a result, and before its next step, sees just this.
+        receiving = subscription.receive(1, 60)
+        future = receiving.send(None)
+        while not future.done():
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            receiving.throw(asyncio.CancelledError())
+        (message,) = await subscription.receive(1, 0)
+        assert message.attempt == 1
+
+
+async def test_a_nack_of_the_last_attempt_wakes_who_waits_for_dead_letters(tmp_path):
+    async with (
+        open_topic(url(tmp_path)) as topic,
+        open_subscription(url(tmp_path, max_attempts=1)) as subscription,
+        open_subscription(f"sqlite:///{tmp_path}/q.db?queue=q-dead") as dead,
+    ):
+        await topic.publish([Outgoing(b"x")])
+        (message,) = await subscription.receive(1, 1)
+        burying = asyncio.create_task(dead.receive(1, 20))
+        await subscription.set_lease([message], 0)
+        assert [corpse.id for corpse in await burying] == [message.id]
