@@ -133,7 +133,7 @@ class _Child:
 
 
 async def _load(hello: Frame) -> Engine:
-    """Build the engine and start it. The factory runs in a thread, so that the end of the worker is noticed meanwhile."""
+    """Build the engine and start it. The factory runs in a thread: the end of the worker is noticed meanwhile."""
     sys.path[:] = hello["sys_path"]
     module, _, name = hello["factory"].partition(":")
     try:

@@ -28,7 +28,7 @@ from uuid import uuid4
 Frame = dict[str, Any]
 
 MAX_FRAME = 2**31
-"""Bytes. Half of what the prefix can say: a longer one is a stream that lost its place, or a body no worker can hold."""
+"""Bytes. Half of what the prefix can say: more is a stream that lost its place, or a body that no worker can hold."""
 _LENGTH = struct.Struct(">I")
 _ENCODER = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))
 _LONG_INTEGER = 4300  # digits: above this CPython refuses to convert, since its own conversion is quadratic

@@ -1,7 +1,7 @@
 """Runs any engine in a process of its own, and starts it again when it dies.
 
-A poisoned CUDA context, a segmentation fault, a held GIL or an out-of-memory kill costs one engine process: its requests
-come back as `Unavailable`, the worker's leases go on, and a new process takes its place.
+A poisoned CUDA context, a segmentation fault, a held GIL or an out-of-memory kill costs one engine process: its
+requests come back as `Unavailable`, the worker's leases go on, and a new process takes its place.
 """
 
 import asyncio

@@ -75,8 +75,9 @@ class ChildProcess:
         self._tasks = [asyncio.create_task(self._reap(process))]
         hello = {"kind": "hello", "factory": self._factory, "config": dict(self._config)}
         self.channel.send(encode({**hello, "sys_path": sys.path, "beat_seconds": self._beat_seconds}))
-        done, _ = await asyncio.wait({self._ready, self._dead}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if not done:
+        first: set[asyncio.Future[Any]] = {self._ready, self._dead}
+        await asyncio.wait(first, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if not self._ready.done() and not self._dead.done():
             await self.kill(f"it was not ready after {seconds:g} s")
         if not self._ready.done():
             raise EngineGone(f"the engine could not be started: {self._dead.result()}")
@@ -153,7 +154,7 @@ class ChildProcess:
             answer.set_exception(kind(frame["message"], param=frame["param"], code=frame["code"]))
 
     async def _watch(self, process: subprocess.Popen[bytes]) -> None:
-        """Kill it when it hangs. Time is counted in steps, so that a pause of the worker itself is not held against it."""
+        """Kill it when it hangs. Time is counted in steps: a pause of the worker itself is not held against it."""
         clock = asyncio.get_running_loop().time
         last = clock()
         while not self._lost.is_set():
@@ -207,15 +208,15 @@ async def _exit_status(process: subprocess.Popen[bytes]) -> int:
     try:
         fd = os.pidfd_open(process.pid)
     except (AttributeError, OSError):
-        while process.poll() is None:
+        while process.poll() is None:  # noqa: ASYNC110  # nothing here would set an event
             await asyncio.sleep(0.1)
-        return process.wait()  # noqa: ASYNC222  # it has ended
+        return process.wait()  # it has ended
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     loop.add_reader(fd, ended.set)
     try:
         await ended.wait()
-        return process.wait()  # noqa: ASYNC222  # it has ended
+        return process.wait()  # it has ended
     finally:
         loop.remove_reader(fd)
         os.close(fd)

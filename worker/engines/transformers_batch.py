@@ -129,7 +129,7 @@ class ContinuousBatch:
             self._forget(name)
 
     def _forget(self, name: str) -> None:
-        """Take a sequence that is not finished out of the batch. A cancelled one's handler stays unless it is removed."""
+        """Take a sequence that is not finished out of the batch. Cancelling alone would leave its handler behind."""
         if self._manager.output_router.result_handlers.pop(name, None) is not None:
             self._manager.cancel_request(name)
 
@@ -153,13 +153,14 @@ def _manager(model: PreTrainedModel, settings: TransformersSettings, running: in
         max_queue_size=0,  # a full queue blocks its caller, the event loop; our slots bound it instead
     )
     # Not the checkpoint's own: its sampling would be for every request, its penalties are dropped anyway.
-    manager = model.init_continuous_batching(  # type: ignore[operator]  # of a mixin that has no types
-        generation_config=GenerationConfig(do_sample=False, eos_token_id=-1), continuous_batching_config=config
+    generation = GenerationConfig(do_sample=False, eos_token_id=-1)  # type: ignore[no-untyped-call]
+    manager: ContinuousBatchingManager = model.init_continuous_batching(  # type: ignore[operator]  # an untyped mixin's
+        generation_config=generation, continuous_batching_config=config
     )
     resolved = manager.continuous_batching_config
     static = any(resolved.cuda_graph_booleans) or resolved.varlen_compile_config is not None
     manager.logit_processor = SamplingProcessors(static=static or resolved.decode_compile_config is not None)
-    return manager  # type: ignore[no-any-return]
+    return manager
 
 
 def _bytes_per_token(model: PreTrainedModel) -> int:

@@ -1,7 +1,7 @@
 """The default engine for decoder models: `/v1/completions` and `/v1/chat/completions` by continuous batching."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,7 +41,8 @@ class TransformersEngine:
 
     def __init__(self, settings: TransformersSettings) -> None:
         self._settings = settings
-        self._served = settings.served_names or [Path(settings.model).name if Path(settings.model).is_dir() else settings.model]
+        path = Path(settings.model)
+        self._served = settings.served_names or [path.resolve().name if path.is_dir() else settings.model]
         self._pool = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
         self._started = self._stopped = False
         self._finished = 0
@@ -126,7 +127,7 @@ class TransformersEngine:
 
     async def wait_gone(self) -> None:
         """Return when the generation thread has ended by itself: what ended it is in the log."""
-        while self._stopped or not self._started or self._batch.alive:
+        while self._stopped or not self._started or self._batch.alive:  # noqa: ASYNC110  # a thread tells nobody
             await asyncio.sleep(WATCH_SECONDS)
 
     async def stop(self) -> None:
@@ -141,7 +142,7 @@ def _tokens(text: Text, prompt: str | list[int]) -> list[int]:
     return text.encode(prompt) if isinstance(prompt, str) else prompt
 
 
-async def _all(sequences: Sequence[Any]) -> list[Choice]:
+async def _all(sequences: Sequence[Coroutine[Any, Any, Choice]]) -> list[Choice]:
     """The results in order. The first failure, or cancelling, ends the others too."""
     tasks = [asyncio.create_task(sequence) for sequence in sequences]
     try:

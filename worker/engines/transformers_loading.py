@@ -51,7 +51,7 @@ def load(settings: TransformersSettings) -> LoadedModel:
         raise EngineGone(f"the model {settings.model!r} cannot be loaded: {_advice(exc)}") from exc
     if model.config.is_encoder_decoder:
         raise EngineGone(f"the model {settings.model!r} is an encoder-decoder, which this engine does not serve")
-    model = model.to(device).eval()
+    model = model.to(device).eval()  # type: ignore[arg-type]  # a decorator hides the real signature
     config = model.config.get_text_config()
     context = settings.max_model_len or getattr(config, "max_position_embeddings", None)
     if context is None:
@@ -61,8 +61,8 @@ def load(settings: TransformersSettings) -> LoadedModel:
 
 def quiet() -> None:
     """Leave transformers' progress bars and warnings out of the log: it warns of what this package guards."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
@@ -87,7 +87,7 @@ def _refuse_pickles(model: str) -> None:
     path = Path(model)
     if not path.is_dir():
         if path.is_absolute() or model.startswith((".", "~")) or path.is_file():
-            raise EngineGone(f"the model {model!r} is not a directory: give a directory or the name of a hub repository")
+            raise EngineGone(f"the model {model!r} is no directory: give one, or the name of a hub repository")
         return
     if not any(path.glob("*.safetensors")):
         found = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))

@@ -21,7 +21,9 @@ _GAMMA = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
 _BELOW_ONE = 1 - 2**-24
-_CANDIDATES = 1024  # top_p alone looks at this many tokens first: 0.4 ms for 49,152 logits on a CPU, a sort takes 3.4 ms
+_CANDIDATES = (
+    1024  # top_p alone looks at this many tokens first: 0.4 ms for 49,152 logits on a CPU, a sort takes 3.4 ms
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +136,8 @@ def draw_row(scores: Tensor, sampling: Sampling, key: int) -> Tensor:
 class SamplingProcessors(ContinuousBatchingLogitsProcessorList):
     """The whole of sampling as one list of processors, which a manager with `do_sample=False` takes for its own.
 
-    Each request brings its `Sampling` as the keyword argument `sampling`. Five rows of the batch's int32 tensor carry it
-    to the device: temperature, top_k, top_p and the two halves of the noise's key.
+    Each request brings its `Sampling` as the keyword argument `sampling`. Five rows of the batch's int32 tensor carry
+    it to the device: temperature, top_k, top_p and the two halves of the noise's key.
 
     Args:
         static: The step's work must depend on shapes only, as CUDA graphs and compilation need. Otherwise it does what

@@ -13,7 +13,8 @@ class TransformersSettings(BaseModel):
     model: str = Field(min_length=1, description="A directory, or the name of a repository on the hub.")
     revision: str | None = Field(default=None, description="Of the repository: a branch, a tag or a commit.")
     served_names: list[str] = Field(
-        default=[], description="Names that a request's model may have; the first is the default. Empty: the model's own."
+        default=[],
+        description="Names that a request may give as model; the first is the default. Empty: the model's own.",
     )
     trust_remote_code: bool = Field(default=False, description="Run the Python code that the repository contains.")
     device: str = Field(default="auto", description="cpu, cuda, cuda:1, ...; auto: the GPU where there is one.")

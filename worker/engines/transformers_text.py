@@ -1,4 +1,4 @@
-"""Text to tokens and back: chat templates, stop strings. Tokenizers release the GIL, so threads do it beside the loop."""
+"""Text to tokens and back: chat templates, stop strings. Tokenizers release the GIL: threads do it beside the loop."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -62,9 +62,7 @@ class Text:
         """The text of generated tokens, without special ones."""
         if self.ended(tokens):
             tokens = tokens[:-1]
-        return str(
-            self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        )
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 class StopMatcher:

@@ -1,0 +1,41 @@
+"""A tiny random model for what can go wrong, and the demo's real model for what must be right."""
+
+import os
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from engine_harness import build_tiny, started
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    return build_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(tiny):
+    """The engine in this process with the tiny model, for a module's tests."""
+    engine = await started(tiny)
+    yield engine
+    await engine.stop()
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The directory of the demo's model, converted on first use."""
+    from rejoinder.worker.engines.smollm2 import cache_directory, ensure
+
+    return ensure(cache_directory(os.environ.get("XDG_CACHE_HOME"), Path.home()))
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def real(smollm2):
+    """The real model in a process of its own, once for all tests."""
+    from rejoinder.worker.engines.host import EngineProcess
+
+    config = {"model": str(smollm2), "served_names": ["smollm2", "alias"], "threads": 2, "cache_bytes": 2**28}
+    process = EngineProcess("rejoinder.worker.engines.transformers_continuous:create", config)
+    await process.start()
+    yield process
+    await process.stop()

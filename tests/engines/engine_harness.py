@@ -1,0 +1,76 @@
+"""A tiny random model, an engine for it, and requests."""
+
+import asyncio
+from pathlib import Path
+
+from rejoinder.worker.engines.protocol import EngineRequest
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'system' and not loop.first %}"
+    "{{ raise_exception('a system message must come first') }}{% endif %}"
+    "[{{ m['role'] }}]{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+CONTEXT = 256
+
+
+def build_tiny(directory: Path, *, eos: list[int] | None = None, template: str | None = TEMPLATE) -> Path:
+    """Save a random Llama of some thousand weights and a byte-level tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog " * 20], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast.chat_template = template
+    fast.save_pretrained(directory)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=0,
+        eos_token_id=1,
+        initializer_range=0.3,  # far from uniform, so that greedy has a clear winner
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(eos_token_id=eos or [1])
+    model.save_pretrained(directory)
+    return directory
+
+
+SMALL = {"threads": 1, "cache_bytes": 2**21, "page_size": 16, "max_batch_tokens": 64, "max_running": 8}
+
+
+async def started(model, **config):
+    from rejoinder.worker.engines.transformers_continuous import create
+
+    engine = create({"model": str(model), **SMALL, **config})
+    await engine.start()
+    return engine
+
+
+def completion(body, response_id="r"):
+    return EngineRequest("/v1/completions", body, response_id, 1_700_000_000)
+
+
+def chat(body, response_id="r"):
+    return EngineRequest("/v1/chat/completions", body, response_id, 1_700_000_000)
+
+
+async def eventually(condition, seconds=20.0):
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
