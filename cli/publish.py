@@ -45,7 +45,8 @@ async def _publish(url: str, fd: int, *, check: bool) -> int:
                 sent += ids
                 failed += len(some) - ids
     problem = f", {failed} not" if failed else ""
-    say(f"published {sent} requests in {time.monotonic() - start:.1f} s{problem}")
+    requests = "1 request" if sent == 1 else f"{sent} requests"
+    say(f"published {requests} in {time.monotonic() - start:.1f} s{problem}")
     return failed
 
 

@@ -69,7 +69,8 @@ async def responses(url: str, *, count: int | None = None, idle: float | None = 
                     if time.monotonic() > leased + RENEW_AT * subscription.lease_seconds:
                         leased = time.monotonic()
                         held = await source.renew(held)
-                        continue
+                        if not held:
+                            break
                     yield _received(held[-1])
                     handled.append(held.pop())
             finally:

@@ -6,7 +6,7 @@ A line's number is from 1, as an editor shows it.
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import BinaryIO, NamedTuple, TypeVar
@@ -54,7 +54,7 @@ def lines_from(file: BinaryIO, number: int = 0) -> Iterator[tuple[Line, int]]:
         offset += len(data)
 
 
-async def stream_lines(fd: int) -> AsyncIterator[list[Line]]:
+async def stream_lines(fd: int) -> AsyncGenerator[list[Line], None]:
     """The lines of a file, pipe or terminal as they come: what is there is given without waiting for more.
 
     Args:

@@ -8,7 +8,7 @@ Leaving the context waits for what is in flight.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -117,29 +117,34 @@ class Publisher:
 
     async def publish_lines(
         self, lines: AsyncIterable[Sequence[Line]], *, check: bool = True
-    ) -> AsyncIterator[list[Outcome]]:
+    ) -> AsyncGenerator[list[Outcome], None]:
         """Publish each line as one request; give the outcomes in order, as soon as those before them are known.
 
         Args:
             lines: Lists of lines, as `rejoinder.client.lines.stream_lines` gives them.
             check: Validate each first; a bad one is not published.
         """
-        held: deque[tuple[Line, asyncio.Future[str] | WireError]] = deque()
+        held: deque[_Held] = deque()
         size = 0
-        async for some in lines:
-            for line in some:
-                held.append((line, self._checked(line, check=check)))
-                size += len(line.data)
-                if len(held) >= WINDOW_MESSAGES or size >= WINDOW_BYTES:
-                    # Half of it, not one: the rest keeps the broker busy while the reader fills up again.
-                    done = [await _outcome(*held.popleft()) for _ in range((len(held) + 1) // 2)]
+        source = aiter(lines)
+        reading: asyncio.Future[Sequence[Line] | None] | None = asyncio.ensure_future(_next(source))
+        try:
+            while reading is not None or held:
+                room = len(held) < WINDOW_MESSAGES and size < WINDOW_BYTES
+                await _first_of(held, reading if room else None)
+                if done := _known(held):
                     size -= sum(len(outcome.line.data) for outcome in done)
                     yield done
-            if done := _known(held):
-                size -= sum(len(outcome.line.data) for outcome in done)
-                yield done
-        while held:
-            yield [await _outcome(*held.popleft()), *_known(held)]
+                if reading is not None and room and reading.done():
+                    some = reading.result()
+                    for line in some or ():
+                        held.append((line, self._checked(line, check=check)))
+                        size += len(line.data)
+                    reading = None if some is None else asyncio.ensure_future(_next(source))
+        finally:
+            if reading is not None:
+                reading.cancel()
+                await asyncio.wait([reading])
 
     def _checked(self, line: Line, *, check: bool) -> "asyncio.Future[str] | WireError":
         if check:
@@ -165,8 +170,12 @@ class Publisher:
 
     async def _send(self, topic: Topic) -> None:
         """Send batches until nothing waits. Runs a turn of the loop after it was started, so that a batch fills."""
-        while batch := self._next_batch():
-            await _send_with_retries(topic, batch)
+        try:
+            while batch := self._next_batch():
+                await _send_with_retries(topic, batch)
+        finally:
+            # In the same step in which nothing was left: what is published next must start a sender of its own.
+            self._senders.discard(asyncio.current_task())
 
     def _next_batch(self) -> list[_Pending]:
         batch: list[_Pending] = []
@@ -212,23 +221,28 @@ async def _send_once(topic: Topic, batch: list[_Pending], *, last: bool = False)
     return again
 
 
-async def _outcome(line: Line, result: "asyncio.Future[str] | WireError") -> Outcome:
-    if isinstance(result, WireError):
-        return Outcome(line, result)
-    try:
-        return Outcome(line, await result)
-    except AdapterError as exc:
-        return Outcome(line, exc)
+_Held = tuple[Line, "asyncio.Future[str] | WireError"]
 
 
-def _known(held: "deque[tuple[Line, asyncio.Future[str] | WireError]]") -> list[Outcome]:
+async def _next(source: AsyncIterator[Sequence[Line]]) -> Sequence[Line] | None:
+    return await anext(source, None)
+
+
+async def _first_of(held: deque[_Held], reading: "asyncio.Future[Sequence[Line] | None] | None") -> None:
+    """Wait for the outcome of the front line or for more lines, whichever is first: neither holds up the other."""
+    front = held[0][1] if held else None
+    if not isinstance(front, WireError):
+        await asyncio.wait([future for future in (front, reading) if future is not None], return_when="FIRST_COMPLETED")
+
+
+def _known(held: deque[_Held]) -> list[Outcome]:
     """Take from the front what is decided already."""
     known: list[Outcome] = []
     while held:
         line, result = held[0]
         if isinstance(result, WireError):
             known.append(Outcome(line, result))
-        elif result.done() and not result.cancelled():
+        elif result.done():
             error = result.exception()
             if error is not None and not isinstance(error, AdapterError):
                 raise error
