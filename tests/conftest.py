@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 # Helpers that several folders' tests share stand here; pytest puts only a test's own folder on the path.
-sys.path.insert(0, str(Path(__file__).parent / "support"))
+for folder in ("support", "engines"):
+    sys.path.insert(0, str(Path(__file__).parent / folder))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -159,9 +159,9 @@ async def bench(
                 assert it.task.done()
 
 
-async def until_backlog(it: Bench, condition: Callable[[Backlog], bool]) -> None:
+async def until_backlog(it: Bench, condition: Callable[[Backlog], bool], limit: float = LIMIT) -> None:
     """Wait until the request queue's backlog is as wanted."""
-    deadline = time.monotonic() + LIMIT
+    deadline = time.monotonic() + limit
     while not condition(backlog := await it.subscription.backlog()):
         assert time.monotonic() < deadline, backlog
         await asyncio.sleep(0.005)
