@@ -28,7 +28,9 @@ async def fill(url: str, messages: int) -> None:
     async with open_topic(url) as topic:
         for start in range(0, messages, 1000):
             batch = [
-                Outgoing(json.dumps({"path": "/echo", "metadata": {"id": n}, "body": {"prompt": f"hello {n}"}}).encode())
+                Outgoing(
+                    json.dumps({"path": "/echo", "metadata": {"id": n}, "body": {"prompt": f"hello {n}"}}).encode()
+                )
                 for n in range(start, min(start + 1000, messages))
             ]
             await topic.publish(batch)

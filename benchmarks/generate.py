@@ -2,10 +2,10 @@
 
     uv run python -m benchmarks.generate [--prompts 200] [--runs 3] [--model smollm2]
 
-Both sides run the same model greedily over the same prompts of mixed lengths with the same cache, batch and page sizes,
-each in a fresh process, in turn. The bare side is measured after its model is loaded and its cache is made, from the
-call of `generate_batch` to its return; the worker from the moment that its engine is ready, when the backlog lies in its
-queue, to the moment that the broker takes the last response. The tokens are counted and compared.
+Both sides run the same model greedily over the same prompts of mixed lengths with the same cache, batch and page
+sizes, each in a fresh process, in turn. The bare side is measured after its model is loaded and its cache is made, from
+the call of `generate_batch` to its return; the worker from the moment that its engine is ready, when the backlog lies
+in its queue, to the moment that the broker takes the last response. The tokens are counted and compared.
 """
 
 import argparse
@@ -25,28 +25,29 @@ from typing import Any
 from rejoinder.adapters import Outgoing, open_subscription, open_topic
 from rejoinder.worker.settings import user_cache_dir
 
-WORDS = "the river runs past old stones and a quiet mill where people met to talk of rain bread and long roads".split()
+TEXT = """the river runs past old stones and a quiet mill where people met to talk of rain bread and long roads"""
 LIMIT = 1200.0
 
 
 def prompts(count: int) -> list[str]:
     """Prompts of 4 to 160 words, skewed to the short, the same on every call."""
-    chance = random.Random(17)
+    chance, words = random.Random(17), TEXT.split()
     return [
-        " ".join(chance.choice(WORDS) for _ in range(int(4 + 156 * chance.random() ** 3))).capitalize()
+        " ".join(chance.choice(words) for _ in range(int(4 + 156 * chance.random() ** 3))).capitalize()
         for _ in range(count)
     ]
 
 
 def bare(model: str, count: int, max_tokens: int) -> dict[str, Any]:
     """`generate_batch` in this process, with the sizes that the engine chooses."""
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
     from rejoinder.worker.engines.factory import transformers_config
     from rejoinder.worker.engines.smollm2 import ensure
     from rejoinder.worker.engines.transformers_batch import ContinuousBatch
     from rejoinder.worker.engines.transformers_loading import load
     from rejoinder.worker.engines.transformers_settings import TransformersSettings
     from rejoinder.worker.settings import Settings
-    from transformers import ContinuousBatchingConfig, GenerationConfig
 
     config = transformers_config(Settings(requests="memory://a", responses="memory://b", model=model))
     del config["cache"]
@@ -65,7 +66,7 @@ def bare(model: str, count: int, max_tokens: int) -> dict[str, Any]:
         do_sample=False,
         max_new_tokens=max_tokens,
         eos_token_id=sorted(loaded.eos),
-        pad_token_id=sorted(loaded.eos)[0],
+        pad_token_id=min(loaded.eos),
     )
     inputs = [loaded.tokenizer.encode(text) for text in prompts(count)]
     call = {"generation_config": generation, "continuous_batching_config": cb, "persistent_manager": True}
@@ -84,10 +85,7 @@ async def worker(model: str, count: int, max_tokens: int) -> dict[str, Any]:
         async with open_topic(requests) as topic:
             bodies = [{"prompt": text, "max_tokens": max_tokens, "temperature": 0} for text in prompts(count)]
             await topic.publish(
-                [
-                    Outgoing(json.dumps({"metadata": {"n": n}, "body": body}).encode())
-                    for n, body in enumerate(bodies)
-                ]
+                [Outgoing(json.dumps({"metadata": {"n": n}, "body": body}).encode()) for n, body in enumerate(bodies)]
             )
         log = Path(folder) / "worker.log"
         with log.open("wb") as stderr:

@@ -30,7 +30,7 @@ def _help(field: FieldInfo) -> str:
     if field.is_required() or field.default in (None, []) or "Default:" in text:
         return text
     default = str(field.default).lower() if isinstance(field.default, bool) else field.default
-    return f"{text} [dim]\\[default: {default}][/dim]"
+    return f"{text} [default: {default}]"
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:

@@ -150,7 +150,7 @@ def test_a_wide_document_is_not_deep() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, {"a": [-math.inf]}])
 def test_what_json_cannot_say_is_not_written(value: Any) -> None:
-    with pytest.raises(ValueError, match="JSON|Out of range"):
+    with pytest.raises(ValueError, match=r"JSON|Out of range"):
         write_json(value)
 
 

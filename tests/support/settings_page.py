@@ -7,11 +7,12 @@ from rejoinder.worker.settings import Settings
 
 HEAD = """# Settings of the worker
 
-A flag beats its environment variable, which beats `rejoinder.toml` (in the working directory, or `--config FILE`), which
-beats the default. `rejoinder config` shows each setting, its value and where it comes from. Times are seconds, sizes
-bytes, lengths tokens.
+A flag beats its environment variable, which beats `rejoinder.toml` (in the working directory, or `--config FILE`),
+which beats the default. `rejoinder config` shows each setting, its value and where it comes from. Times are seconds,
+sizes bytes, lengths tokens.
 
-The flag of `max_attempts` is `--max-attempts`, its variable `REJOINDER_MAX_ATTEMPTS`, its key in the file `max_attempts`.
+The flag of `max_attempts` is `--max-attempts`, its variable `REJOINDER_MAX_ATTEMPTS`, its key in the file
+`max_attempts`.
 
 | setting | default | what it is |
 |---|---|---|

@@ -66,7 +66,9 @@ class Queues:
 class WorkerProcess:
     """One worker as its users run it, logging JSON to a file."""
 
-    def __init__(self, queues: Queues, log: Path, *arguments: str, engine: Sequence[str] = ("--engine", "echo")) -> None:
+    def __init__(
+        self, queues: Queues, log: Path, *arguments: str, engine: Sequence[str] = ("--engine", "echo")
+    ) -> None:
         self.log = log
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
@@ -86,7 +88,9 @@ class WorkerProcess:
     def until_event(self, name: str, limit: float = LIMIT, count: int = 1) -> dict[str, Any]:
         deadline = time.monotonic() + limit
         while len(found := self.events(name)) < count:
-            assert self.process.poll() is None, f"the worker ended with {self.process.returncode}: {self.log.read_text()}"
+            assert self.process.poll() is None, (
+                f"the worker ended with {self.process.returncode}: {self.log.read_text()}"
+            )
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.02)
         return found[-1]

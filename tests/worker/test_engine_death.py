@@ -1,4 +1,4 @@
-"""A worker whose engine holds its GIL, dies or hangs: leases go on, messages come back, the worker ends when it must."""
+"""A worker whose engine holds its GIL, dies or hangs: leases go on, messages come back, and it ends when it must."""
 
 import asyncio
 import signal

@@ -1,0 +1,248 @@
+"""The worker's parts, each alone."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from rejoinder.adapters import AdapterError, Denied, Transient, open_subscription, open_topic
+from rejoinder.adapters.driver import Outgoing
+from rejoinder.adapters.memory import fresh_url
+from rejoinder.worker.batcher import Batcher
+from rejoinder.worker.engines.echo import EchoEngine
+from rejoinder.worker.handler import response_id
+from rejoinder.worker.lease import LeaseKeeper
+from rejoinder.worker.pace import Pace
+from rejoinder.worker.retry import RetryPolicy, call_until, each_until
+from rejoinder.worker.slots import Slots
+
+# ------------------------------------------------------------------------------------------------------ batcher
+
+
+async def test_while_one_batch_is_under_way_the_next_gathers() -> None:
+    batches: list[list[int]] = []
+    gate = asyncio.Event()
+
+    async def flush(batch: Sequence[int]) -> list[int]:
+        batches.append(list(batch))
+        await gate.wait()
+        return [item * 10 for item in batch]
+
+    batcher: Batcher[int, int] = Batcher(flush, max_items=4, concurrency=1)
+    tasks = [asyncio.create_task(batcher.submit(n)) for n in range(3)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    tasks += [asyncio.create_task(batcher.submit(n)) for n in range(3, 10)]
+    await asyncio.sleep(0)
+    gate.set()
+    assert await asyncio.gather(*tasks) == [n * 10 for n in range(10)]
+    assert batches == [[0, 1, 2], [3, 4, 5, 6], [7, 8, 9]]
+    await batcher.close()
+
+
+async def test_a_flush_that_raises_fails_its_own_batch_only() -> None:
+    async def flush(batch: Sequence[int]) -> list[int]:
+        if 1 in batch:
+            raise Denied("no")
+        return list(batch)
+
+    batcher: Batcher[int, int] = Batcher(flush, max_items=1)
+    results = await asyncio.gather(*(batcher.submit(n) for n in range(3)), return_exceptions=True)
+    assert [results[0], results[2]] == [0, 2]
+    assert isinstance(results[1], Denied)
+
+
+async def test_a_cancelled_submission_does_not_disturb_its_batch() -> None:
+    gate = asyncio.Event()
+
+    async def flush(batch: Sequence[int]) -> list[int]:
+        await gate.wait()
+        return list(batch)
+
+    batcher: Batcher[int, int] = Batcher(flush)
+    first, second = (asyncio.create_task(batcher.submit(n)) for n in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    gate.set()
+    assert await second == 1
+
+
+# ------------------------------------------------------------------------------------------------------ retry
+
+
+def test_delays_grow_are_jittered_and_end_at_the_cap() -> None:
+    policy = RetryPolicy(max_attempts=5, dead_letter_after=None, delay=1.0, delay_max=60.0)
+    for attempt, ceiling in [(1, 1), (2, 2), (3, 4), (7, 60), (100_000, 60)]:
+        delays = [policy.backoff(attempt) for _ in range(200)]
+        assert ceiling / 2 <= min(delays)
+        assert max(delays) <= ceiling
+        assert len(set(delays)) > 100
+    assert policy.backoff(None) <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("max_attempts", "dead_letter_after", "attempt", "action", "exhausted"),
+    [
+        (3, None, 1, "retry", False),
+        (3, None, 2, "retry", False),
+        (3, None, 3, "answer_and_ack", False),
+        (3, None, 4, "answer_and_ack", True),
+        (3, 5, 3, "answer_and_ack", False),
+        (9, 5, 4, "retry", False),
+        (9, 5, 5, "answer_and_leave", False),
+        (5, 5, 5, "answer_and_leave", False),
+        (3, None, None, "retry", False),
+    ],
+)
+def test_what_becomes_of_a_failed_delivery(
+    max_attempts: int, dead_letter_after: int | None, attempt: int | None, action: str, exhausted: bool
+) -> None:
+    policy = RetryPolicy(max_attempts=max_attempts, dead_letter_after=dead_letter_after, delay=1, delay_max=1)
+    assert policy.on_failure(attempt) == action
+    assert policy.exhausted(attempt) is exhausted
+
+
+async def test_only_transient_entries_are_tried_again() -> None:
+    calls: list[list[int]] = []
+
+    async def call(items: Sequence[int]) -> list[str | AdapterError]:
+        calls.append(list(items))
+        if len(calls) == 1:
+            return ["a", Transient("busy"), Denied("no")]
+        if len(calls) == 2:
+            raise Transient("away")
+        return ["b"]
+
+    a, b, c = await each_until("test", call, [1, 2, 3])
+    assert (a, b) == ("a", "b")
+    assert isinstance(c, Denied)
+    assert calls == [[1, 2, 3], [2], [2]]
+
+
+async def test_a_limit_ends_the_trying() -> None:
+    async def call(items: Sequence[int]) -> list[str | AdapterError]:
+        return [Transient("busy")] * len(items)
+
+    (outcome,) = await each_until("test", call, [1], limit=0.0)
+    assert isinstance(outcome, Transient)
+
+    async def away() -> None:
+        raise Transient("away")
+
+    with pytest.raises(Transient):
+        await call_until("test", away, limit=0.0)
+
+
+async def test_what_is_not_transient_is_raised_at_once() -> None:
+    calls = 0
+
+    async def denied() -> None:
+        nonlocal calls
+        calls += 1
+        raise Denied("no")
+
+    with pytest.raises(Denied):
+        await call_until("test", denied)
+    assert calls == 1
+
+
+# ------------------------------------------------------------------------------------------------------ slots, pace
+
+
+async def test_slots_follow_the_capacity_and_are_given_in_order() -> None:
+    engine = EchoEngine("/x")
+    engine.capacity = 1
+    slots = Slots(engine)
+    order: list[int] = []
+    leave = asyncio.Event()
+
+    async def work(n: int) -> None:
+        async with slots:
+            order.append(n)
+            await leave.wait()
+
+    tasks = [asyncio.create_task(work(n)) for n in range(4)]
+    await asyncio.sleep(0)
+    assert order == [0]
+    tasks[1].cancel()
+    engine.capacity = 2
+    slots.wake()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert order == [0, 2]
+    leave.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert order == [0, 2, 3]
+    assert slots.used == 0
+
+
+async def test_a_slot_handed_to_a_cancelled_waiter_is_not_lost() -> None:
+    engine = EchoEngine("/x")
+    engine.capacity = 0
+    slots = Slots(engine)
+
+    async def work() -> None:
+        async with slots:
+            raise AssertionError("cancelled before")
+
+    waiter = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    engine.capacity = 1
+    slots.wake()
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    assert slots.used == 0
+
+
+def test_the_prefetch_is_what_completes_in_one_receive() -> None:
+    pace = Pace()
+    assert pace.completed_in_one_receive() == 1.0
+    now = 0.0
+    for _ in range(200):
+        now += 0.010
+        pace.completed(now)
+        pace.received(0.100)
+    assert pace.completed_in_one_receive() == pytest.approx(20, rel=0.05)
+
+
+def test_a_response_id_is_stable_and_its_own() -> None:
+    assert response_id("s", "m", "mine") == "mine"
+    assert response_id("s", "m", None) == response_id("s", "m", None)
+    assert len({response_id(s, m, None) for s in ("s", "t") for m in ("m", "n")}) == 4
+
+
+# ------------------------------------------------------------------------------------------------------ lease
+
+
+async def test_the_keeper_renews_in_batches_and_lets_go_of_what_is_released() -> None:
+    url = fresh_url()
+    async with open_topic(url) as topic, open_subscription(url + "?lease=0.6") as subscription:
+        await topic.publish([Outgoing(b"x")] * 50)
+        messages = await subscription.receive(50, 1)
+        calls: list[int] = []
+
+        class Watched:
+            lease_seconds = subscription.lease_seconds
+
+            async def set_lease(self, messages: Sequence, seconds: float) -> list:
+                calls.append(len(messages))
+                return await subscription.set_lease(messages, seconds)
+
+        keeper = LeaseKeeper(Watched())
+        loop = asyncio.get_running_loop()
+        leases = [keeper.hold(message, loop.time(), lambda: None) for message in messages]
+        running = asyncio.create_task(keeper.run())
+        deadline = loop.time() + 10
+        while len(calls) < 4:
+            assert loop.time() < deadline
+            await asyncio.sleep(0.01)
+        assert set(calls) == {50}
+        keeper.release(leases[0])
+        del calls[:]
+        while not calls:
+            assert loop.time() < deadline
+            await asyncio.sleep(0.01)
+        assert calls == [49]
+        running.cancel()
+        await asyncio.wait({running})

@@ -1,0 +1,72 @@
+"""Where a setting's value comes from, and what is said of one that cannot be."""
+
+from pathlib import Path
+
+import pytest
+
+from rejoinder.worker.settings import Settings, SettingsError, resolve, user_cache_dir
+
+GIVEN = {"requests": "memory://a", "responses": "memory://b", "engine": "echo"}
+
+
+def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(tmp_path: Path) -> None:
+    config = tmp_path / "it.toml"
+    config.write_text("max_attempts = 7\nretry_delay_seconds = 3\ngrace_seconds = 4\n")
+    environ = {"REJOINDER_RETRY_DELAY_SECONDS": "5", "REJOINDER_GRACE_SECONDS": "6", "REJOINDER_SERVICE_HOST": "x"}
+    resolved = resolve({**GIVEN, "grace_seconds": 9.0, "prefetch": None}, environ, config)
+    settings, origins = resolved.settings, resolved.origins
+    assert (settings.max_attempts, origins["max_attempts"]) == (7, str(config))
+    assert (settings.retry_delay_seconds, origins["retry_delay_seconds"]) == (5.0, "REJOINDER_RETRY_DELAY_SECONDS")
+    assert (settings.grace_seconds, origins["grace_seconds"]) == (9.0, "flag")
+    assert (settings.prefetch, origins["prefetch"]) == (None, "default")
+
+
+def test_a_file_in_the_working_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve(GIVEN, {}).settings.max_attempts == 5
+    (tmp_path / "rejoinder.toml").write_text('max_attempts = 9\nserved_model_name = ["a", "b"]\n')
+    resolved = resolve(GIVEN, {})
+    assert resolved.settings.max_attempts == 9
+    assert resolved.settings.served_model_name == ["a", "b"]
+    assert resolved.origins["max_attempts"] == "rejoinder.toml"
+
+
+def test_lists_and_booleans_are_read_from_the_environment() -> None:
+    environ = {"REJOINDER_SERVED_MODEL_NAME": "a, b", "REJOINDER_ENGINE_PROCESS": "false"}
+    settings = resolve(GIVEN, environ).settings
+    assert settings.served_model_name == ["a", "b"]
+    assert settings.engine_process is False
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "message"),
+    [
+        ({"requests": None}, {}, "requests is missing: give --requests or REJOINDER_REQUESTS"),
+        ({"max_attempts": 0}, {}, "max_attempts .from flag. is 0: it should be greater than or equal to 1"),
+        ({}, {"REJOINDER_MAX_ATTEMPTS": "many"}, "max_attempts .from REJOINDER_MAX_ATTEMPTS. is 'many'"),
+        ({"engine": "auto"}, {}, "model is missing"),
+        ({"model": "x"}, {}, "model has no meaning with engine echo"),
+        ({"default_path": "x"}, {}, "default_path"),
+    ],
+)
+def test_what_cannot_be_is_said_with_its_origin(flags: dict, environ: dict, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        resolve({**GIVEN, **flags}, environ)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("nope = 1", "unknown setting 'nope'"), ("a = [", "cannot be read"), (None, "does not exist")]
+)
+def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, text: str | None, message: str) -> None:
+    config = tmp_path / "it.toml"
+    if text is not None:
+        config.write_text(text)
+    with pytest.raises(SettingsError, match=message) as caught:
+        resolve(GIVEN, {}, config)
+    assert "it.toml" in str(caught.value)
+
+
+def test_the_cache_is_where_xdg_says(tmp_path: Path) -> None:
+    assert user_cache_dir({"XDG_CACHE_HOME": str(tmp_path)}) == tmp_path / "rejoinder"
+    assert user_cache_dir({"XDG_CACHE_HOME": "relative"}) == Path.home() / ".cache" / "rejoinder"
+    assert Settings(**GIVEN, cache_dir=tmp_path).cache == tmp_path
