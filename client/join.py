@@ -124,6 +124,10 @@ class Join:
                 answer = next(answers, None)
             yield b'{"request":%b,"response":%b}' % (line.data, response)
 
+    def answers(self) -> Iterator[Answer]:
+        """Which response each request got, in the order of the requests."""
+        return self._index.answers()
+
     def problems(self, kind: Kind) -> Iterator[Problem]:
         """The lines of one kind, in the order of their file."""
         if kind is Kind.MISSING:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 REJOINDER = [sys.executable, "-m", "rejoinder.cli.main"]
@@ -16,11 +17,11 @@ def rejoinder(
     return subprocess.run(command, cwd=cwd, input=stdin, capture_output=True, timeout=limit, check=False, env=plain())
 
 
-def start(*args: str | Path, cwd: Path) -> subprocess.Popen[bytes]:
-    """Start one command."""
+def start(*args: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start one command, with what `env` adds."""
     pipe = subprocess.PIPE
     command = [*REJOINDER, *map(str, args)]
-    return subprocess.Popen(command, cwd=cwd, stdin=pipe, stdout=pipe, stderr=pipe, env=plain())
+    return subprocess.Popen(command, cwd=cwd, stdin=pipe, stdout=pipe, stderr=pipe, env=plain() | dict(env or {}))
 
 
 def plain() -> dict[str, str]:
