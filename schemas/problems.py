@@ -15,8 +15,14 @@ def first_problem(exc: ValidationError, model: type[BaseModel], value: Any, pref
         value: The JSON value that was validated.
         prefix: The path of `value` itself, such as `options`.
     """
-    error = exc.errors(include_url=False, include_context=False)[0]
-    path = _path(error["loc"], value, missing=error["type"] in {"missing", "extra_forbidden"})
+    # Of a union, each member's errors are there: the one that got furthest into the value says most.
+    error, path = max(
+        (
+            (error, _path(error["loc"], value, missing=error["type"] in {"missing", "extra_forbidden"}))
+            for error in exc.errors(include_url=False, include_context=False)
+        ),
+        key=lambda found: len(found[1]),
+    )
     param = ".".join([prefix, *map(str, path)] if prefix else map(str, path)) or None
     rules: Mapping[str, str] = getattr(model, "RULES", {})
     name = param or "the body"
