@@ -18,6 +18,12 @@ ERRORS = {
 }
 
 
+def die_if_there(mark):
+    if mark.exists():
+        os._exit(9)
+    mark.touch()
+
+
 class Misbehaving:
     paths = frozenset({"/do"})
     capacity = 7
@@ -29,18 +35,15 @@ class Misbehaving:
         self.gone = asyncio.Event()
 
     async def start(self):
-        print("what is printed goes to the log, not to stdout")
+        print("what is printed goes to the log, not to stdout")  # noqa: T201  # that is the test
         if delay := self.config.get("load_seconds"):
-            time.sleep(delay)
+            time.sleep(delay)  # noqa: ASYNC251  # as a model that loads does
         if error := self.config.get("load_error"):
             raise EngineGone(error)
         if self.config.get("load_crash"):
             raise RuntimeError("weights are upside down\nsecond line")
-        once = self.config.get("die_after_first_load")
-        if once:
-            if Path(once).exists():
-                os._exit(9)
-            Path(once).touch()
+        if once := self.config.get("die_after_first_load"):
+            die_if_there(Path(once))
 
     async def generate(self, request):
         what, value = next(iter(request.body.items()))

@@ -43,7 +43,8 @@ def test_what_is_not_json_is_refused():
 
 
 @pytest.mark.parametrize(
-    "data", [b"\xff\xff\xff\xff", b"\0\0\0\x02[]", b"\0\0\0\x02{}", b"\0\0\0\x03\xff\xff\xff", b"\0\0\0\x01{", b"\0" * 4]
+    "data",
+    [b"\xff\xff\xff\xff", b"\0\0\0\x02[]", b"\0\0\0\x02{}", b"\0\0\0\x03\xff\xff\xff", b"\0\0\0\x01{", b"\0" * 4],
 )
 def test_what_is_no_frame_is_refused(data):
     with pytest.raises(FrameError):

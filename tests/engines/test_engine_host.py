@@ -205,7 +205,9 @@ async def test_idle_is_no_hang_and_progress_is_none_either():
     ],
 )
 async def test_a_failing_start_says_why(config, message):
-    engine = EngineProcess("misbehaving:create", config, HostSettings(start_seconds=1 if "load_seconds" in config else 20))
+    engine = EngineProcess(
+        "misbehaving:create", config, HostSettings(start_seconds=1 if "load_seconds" in config else 20)
+    )
     with pytest.raises(errors.EngineGone) as caught:
         await engine.start()
     assert message in str(caught.value)
@@ -301,5 +303,7 @@ def test_the_process_dies_with_its_worker(what):
 
 
 def test_the_host_imports_no_torch():
-    code = "import sys, rejoinder.worker.engines.host; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = (
+        "import sys, rejoinder.worker.engines.host; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -117,7 +117,9 @@ def test_the_two_ways_draw_the_same():
         for kind in (*KINDS, Sampling(temperature=2.0, top_p=0.999), Sampling(temperature=0.3, top_k=200, top_p=0.99)):
             if kind.restricted:
                 want = draw_restricted(scores, *rows(kind, count), keys(5, count)).argmax(-1)
-                have = [int(draw_row(row, kind, int(key)).argmax()) for row, key in zip(scores, keys(5, count), strict=True)]
+                have = [
+                    int(draw_row(row, kind, int(key)).argmax()) for row, key in zip(scores, keys(5, count), strict=True)
+                ]
                 assert (want == torch.tensor(have)).float().mean() > 0.99  # a rounding at the edge of top_p
 
 

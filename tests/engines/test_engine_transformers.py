@@ -29,7 +29,8 @@ KINDS = [
 def mixed(number):
     return [
         completion(
-            {"prompt": f"fox {i} jumps" * (1 + i % 5), "max_tokens": 8 + 5 * (i % 4), **KINDS[i % len(KINDS)]}, f"mix-{i}"
+            {"prompt": f"fox {i} jumps" * (1 + i % 5), "max_tokens": 8 + 5 * (i % 4), **KINDS[i % len(KINDS)]},
+            f"mix-{i}",
         )
         for i in range(number)
     ]
