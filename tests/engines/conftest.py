@@ -1,8 +1,5 @@
 """A tiny random model for what can go wrong, and the demo's real model for what must be right."""
 
-import os
-from pathlib import Path
-
 import pytest
 import pytest_asyncio
 from engine_harness import build_tiny, started
@@ -24,9 +21,10 @@ async def engine(tiny):
 @pytest.fixture(scope="session")
 def smollm2():
     """The directory of the demo's model, converted on first use."""
-    from rejoinder.worker.engines.smollm2 import cache_directory, ensure
+    from rejoinder.worker.engines.smollm2 import ensure
+    from rejoinder.worker.settings import user_cache_dir
 
-    return ensure(cache_directory(os.environ.get("XDG_CACHE_HOME"), Path.home()))
+    return ensure(user_cache_dir())
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

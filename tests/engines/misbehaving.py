@@ -37,7 +37,7 @@ class Misbehaving:
     async def start(self):
         print("what is printed goes to the log, not to stdout")  # noqa: T201  # that is the test
         if delay := self.config.get("load_seconds"):
-            time.sleep(delay)  # noqa: ASYNC251  # as a model that loads does
+            time.sleep(delay)  # as a model that loads does
         if error := self.config.get("load_error"):
             raise EngineGone(error)
         if self.config.get("load_crash"):

@@ -5,7 +5,7 @@ import json
 from itertools import count
 
 import pytest
-from engine_harness import CONTEXT, TEMPLATE, build_tiny, chat, completion, eventually, started
+from engine_harness import CONTEXT, build_tiny, chat, completion, eventually, started
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
@@ -13,7 +13,6 @@ from rejoinder.worker.engines.transformers_sampling import Sampling
 from rejoinder.worker.errors import BadRequest, EngineGone, Missing, RequestTooLarge, Unavailable
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-names = count()
 
 GREEDY = {"prompt": "the quick", "temperature": 0, "max_tokens": 24}
 KINDS = [
@@ -225,7 +224,6 @@ async def test_chat_templates(engine, tmp_path):
     bare = await started(build_tiny(tmp_path, template=None))
     assert bare.paths == {"/v1/completions"}
     await bare.stop()
-    assert TEMPLATE
 
 
 async def test_the_death_of_the_generation_thread_is_everybodys(tiny):
@@ -286,7 +284,7 @@ async def test_what_cannot_be_loaded_says_why(tmp_path, files, message):
     assert "\n" not in str(caught.value)
 
 
-async def test_a_cache_of_nothing_says_so(tiny):
+async def test_an_unusable_device_is_said(tiny):
     with pytest.raises(EngineGone, match="device 'nonsense'"):
         await started(tiny, device="nonsense")
 

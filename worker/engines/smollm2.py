@@ -32,7 +32,7 @@ def ensure(cache: Path) -> Path:
     Several processes may do this at once: one converts, the others wait for it. It is there whole or not at all.
 
     Args:
-        cache: The user's cache directory, such as `cache_directory` says.
+        cache: The user's cache directory, of this program.
 
     Raises:
         EngineGone: a package is missing, or the result does not answer; the message says what to do.
@@ -48,12 +48,6 @@ def ensure(cache: Path) -> Path:
         if not target.is_dir():
             _convert_into(source, target)
     return target
-
-
-def cache_directory(xdg_cache_home: str | None, home: Path) -> Path:
-    """Where this package keeps what can be made again: `$XDG_CACHE_HOME/rejoinder`, else `~/.cache/rejoinder`."""
-    base = Path(xdg_cache_home) if xdg_cache_home and Path(xdg_cache_home).is_absolute() else home / ".cache"
-    return base / "rejoinder"
 
 
 def _source() -> Path:
