@@ -67,7 +67,7 @@ async def test_bad_requests_harm_no_neighbour(engine):
         assert type(error) is kind, (request.body, error)
         assert error.param.partition(".")[0] == param
         assert error.message
-    assert engine.capacity == 8
+    assert engine.capacity >= engine._batch.running == 8
 
 
 async def test_what_transformers_cannot_do_is_done(engine):
@@ -195,16 +195,16 @@ async def test_end_of_sequence(tiny, tmp_path, engine):
 
 
 async def test_cancelling_frees_everything(engine):
-    manager = engine._batch._manager
+    manager, free = engine._batch._manager, engine._slots._value
     tasks = [asyncio.create_task(engine.generate(completion({**GREEDY, "max_tokens": 200, "n": 3}))) for _ in range(6)]
-    await eventually(lambda: len(manager.batch_processor.scheduler.active_requests) == 8)
+    await eventually(lambda: len(manager.batch_processor.scheduler.active_requests) >= 8)
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
     assert all(task.cancelled() for task in tasks)
     assert not manager.output_router.result_handlers
     await eventually(lambda: not manager.batch_processor.scheduler.has_pending_requests())
-    assert engine._slots._value == 8
+    assert engine._slots._value == free
     assert (await engine.generate(completion(GREEDY)))["usage"]["completion_tokens"] == 24
 
 
