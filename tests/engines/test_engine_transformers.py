@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from itertools import count
 
 import pytest
@@ -14,6 +15,7 @@ from rejoinder.worker.errors import BadRequest, EngineGone, Missing, RequestTooL
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+PER_PAGE = 2 * 2 * 2 * 8 * 4 * 16  # both of K and V, layers, heads, size, bytes, tokens
 GREEDY = {"prompt": "the quick", "temperature": 0, "max_tokens": 24}
 KINDS = [
     {"temperature": 0},
@@ -96,8 +98,7 @@ async def test_results_do_not_depend_on_the_batch(engine):
 async def test_results_do_not_depend_on_preemption(engine, tiny):
     requests = [completion({"prompt": "lazy dog " * 6, "max_tokens": 100, **KINDS[i % 5]}, f"p-{i}") for i in range(8)]
     want = await asyncio.gather(*map(engine.generate, requests))
-    per_page = 2 * 2 * 2 * 8 * 4 * 16  # both of K and V, layers, heads, size, bytes, tokens
-    small = await started(tiny, cache_bytes=12 * per_page, max_model_len=160)
+    small = await started(tiny, cache_bytes=12 * PER_PAGE, max_model_len=160)
     try:
         offloading = small._batch._manager.batch_processor.offloading_manager
         preempted = count()
@@ -114,9 +115,83 @@ async def test_results_do_not_depend_on_preemption(engine, tiny):
         await small.stop()
 
 
+def at_preemption(engine, happened, resume):
+    """Set `happened` when a sequence is put back for want of cache; the generation thread goes on with `resume`."""
+    processor, loop = engine._batch._manager.batch_processor, asyncio.get_running_loop()
+    original = processor.offloading_manager.offload_requests
+
+    def offload():
+        done = original()
+        if processor.scheduler.block_new_requests:
+            loop.call_soon_threadsafe(happened.set)
+            resume.wait()
+        return done
+
+    processor.offloading_manager.offload_requests = offload
+
+
+@pytest.mark.parametrize("how", ["cancelled", "stopped"])
+async def test_a_sequence_ended_from_outside_lets_the_preempted_ones_in(tiny, how):
+    small = await started(tiny, cache_bytes=10 * PER_PAGE, max_running=6)
+    happened, resume = asyncio.Event(), threading.Event()
+    at_preemption(small, happened, resume)
+    # The cache is full when both have about 80 tokens.
+    stop = None if how == "cancelled" else lambda tokens: len(tokens) >= 70
+    both = [asyncio.create_task(small._batch.run([5 + i] * 40, 110, Sampling(), stop)) for i in range(2)]
+    try:
+        async with asyncio.timeout(60):
+            await happened.wait()
+            (active,) = small._batch._manager.batch_processor.scheduler.active_requests.values()
+            newcomer = asyncio.create_task(small._batch.run([7], 1, Sampling()))
+            if how == "cancelled":
+                both.pop(active.initial_tokens[0] - 5).cancel()
+            await asyncio.sleep(0)  # the cancelled one takes itself out of the batch
+            resume.set()
+            lengths = [len(tokens) for tokens in await asyncio.gather(newcomer, *both)]
+        assert lengths == ([1, 110] if how == "cancelled" else [1, 70, 70])
+    finally:
+        resume.set()
+        for task in both:
+            task.cancel()
+        await small.stop()
+
+
+async def test_nothing_is_kept_of_what_was_stopped(engine):
+    text = (await engine.generate(completion(GREEDY)))["choices"][0]["text"]
+    stopping = {**GREEDY, "max_tokens": 100, "stop": text[5:8]}
+    await asyncio.gather(*[engine.generate(completion(stopping, f"s{i}")) for i in range(200)])
+    manager = engine._batch._manager
+    await eventually(lambda: not manager.batch_processor.scheduler.has_pending_requests())
+    assert manager.output_router.output_queue.qsize() == 0
+    assert not manager.output_router.result_handlers
+
+
+async def test_many_choices_leave_room_for_a_neighbour(engine):
+    active = engine._batch._manager.batch_processor.scheduler.active_requests
+    many = asyncio.create_task(engine.generate(completion({"prompt": "x", "n": 128, "max_tokens": 100}, "many")))
+    await eventually(lambda: active)
+    one = await engine.generate(completion({"prompt": "fox", "max_tokens": 1}))
+    assert one["usage"]["completion_tokens"] == 1
+    assert not many.done()
+    assert len(active) <= 2, "a quarter of the places"
+    assert len((await many)["choices"]) == 128
+
+
+async def test_compiled_code_is_not_fetched_unasked(engine):
+    assert engine._batch._manager.continuous_batching_config.auto_switch_to_flash is False
+
+
+async def test_a_context_past_the_models_positions_is_refused(tiny):
+    with pytest.raises(EngineGone, match=rf"max_model_len is {CONTEXT + 1},.* knows {CONTEXT} positions"):
+        await started(tiny, max_model_len=CONTEXT + 1)
+    exact = await started(tiny, max_model_len=CONTEXT)
+    full = await exact.generate(completion({"prompt": [5] * 10, "max_tokens": CONTEXT - 10}))
+    assert full["usage"]["total_tokens"] == CONTEXT
+    await exact.stop()
+
+
 async def test_a_prompt_larger_than_the_cache_is_refused(tiny):
-    per_page = 2 * 2 * 2 * 8 * 4 * 16
-    small = await started(tiny, cache_bytes=3 * per_page)
+    small = await started(tiny, cache_bytes=3 * PER_PAGE)
     try:
         neighbour = asyncio.create_task(small.generate(completion({**GREEDY, "max_tokens": 20})))
         for body, kind in (
@@ -300,3 +375,35 @@ async def test_stop_strings_across_characters_of_several_tokens(engine):
         first = hits.index(True)
         assert stop in engine._text.decode(tokens[: first + 1])
         assert stop not in engine._text.decode(tokens[:first])
+
+
+@pytest.mark.parametrize("broken", [b"\x80", b"\xf0", b"\xf0\x9f"])
+async def test_a_run_of_broken_characters_is_decoded_in_pieces(engine, broken):
+    from rejoinder.worker.engines.transformers_text import StopMatcher
+
+    class Counting:
+        decoded = 0
+
+        def decode(self, tokens):
+            self.decoded += len(tokens)
+            return engine._text.decode(tokens)
+
+    letters = engine._text._tokenizer.get_vocab()
+    raw = [letters[bytes_to_letter(value)] for value in broken] * 300
+    tokens = [letters["a"], *raw, *engine._text.encode("the end 🦊")]
+    text = Counting()
+    matcher = StopMatcher(text, ["d 🦊"])
+    hits = [matcher.push(tokens[:n]) for n in range(1, len(tokens) + 1)]
+    assert hits.index(True) == len(tokens) - 1
+    assert text.decoded < 60 * len(tokens)
+
+
+def bytes_to_letter(value):
+    """The letter that stands for a byte in byte-level vocabularies, of those that are no printable letters."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    if value in printable:
+        return chr(value)
+    assert len(ByteLevel.alphabet()) == 256
+    return chr(256 + sorted(set(range(256)) - printable).index(value))

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from rejoinder.schemas.openai import BODIES, ChatCompletionRequest, CompletionRequest
-from rejoinder.schemas.problems import first_problem
+from rejoinder.schemas.problems import Problem, check
 from rejoinder.worker.errors import BadRequest, Missing, RequestTooLarge
 
 COMPLETION_TOKENS = 16
@@ -44,10 +42,9 @@ def parse_body(path: str, body: Any) -> CompletionRequest | ChatCompletionReques
     if model is None:
         raise Missing(f"{path} is not served; {' and '.join(BODIES)} are", param="path")
     try:
-        return model.model_validate(body)
-    except ValidationError as exc:
-        message, param = first_problem(exc, model, body)
-        raise BadRequest(message, param=param) from exc
+        return check(model, body)
+    except Problem as exc:
+        raise BadRequest(str(exc), param=exc.param) from exc
 
 
 def served_name(asked: str | None, served: Sequence[str]) -> str:

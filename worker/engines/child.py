@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rejoinder.worker.engines.frames import Channel, Frame, FrameError, encode
@@ -53,10 +53,12 @@ class _Child:
         self._stop = asyncio.Event()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._engine: Engine | None = None
+        self._debug = False
 
     async def run(self) -> int:
         """Serve to the end; return the exit status."""
         hello = await self._hello
+        self._debug = bool(hello["config"].get("debug"))
         try:
             engine = self._engine = await _load(hello)
         except EngineGone as exc:
@@ -126,8 +128,9 @@ class _Child:
         except FrameError as exc:
             data = _error(number, Failed(f"the engine's result cannot be sent: {exc}"))
         except Exception as exc:  # noqa: BLE001  # a request's own failure: its neighbours go on
-            traceback.print_exc()
-            data = _error(number, Failed(f"the engine failed on this request: {_line(exc)}"))
+            # The message may quote the prompt, which belongs neither into logs nor into an answer that is kept long.
+            sys.stderr.write(traceback.format_exc() if self._debug else "".join(_frames(exc)))
+            data = _error(number, Failed(f"the engine failed on this request: {type(exc).__name__}"))
         self.channel.send(data)
         await self.channel.drain()
 
@@ -148,6 +151,17 @@ async def _load(hello: Frame) -> Engine:
 def _error(number: int, exc: RequestError) -> bytes:
     fields = {"message": exc.message, "param": exc.param, "code": exc.code}
     return encode({"kind": "error", "id": number, "error": type(exc).__name__, **fields})
+
+
+def _frames(exc: BaseException) -> Iterator[str]:
+    """An exception's traceback as Python prints it, those that led to it first, without their messages."""
+    before = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
+    if before is not None:
+        yield from _frames(before)
+        yield "\nwhich led to:\n\n"
+    yield "Traceback (most recent call last):\n"
+    yield from traceback.format_tb(exc.__traceback__)
+    yield f"{type(exc).__module__}.{type(exc).__qualname__}: its message is shown at log level debug\n"
 
 
 def _line(exc: BaseException) -> str:

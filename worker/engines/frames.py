@@ -145,6 +145,11 @@ class Channel(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is another end."""
+        return self._transport is not None
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the loop."""
         if isinstance(transport, asyncio.Transport):

@@ -108,24 +108,30 @@ class EngineProcess:
         child = ChildProcess(self._factory, self._config, self._settings.hang_seconds)
         try:
             await child.start(self._settings.start_seconds)
-        except asyncio.CancelledError:
+        except BaseException:  # cancelling above all
             await child.kill("it was stopped")
             raise
         return child
 
     async def _supervise(self, child: ChildProcess) -> None:
         """Keep a process alive until stopped, or until it has died too often."""
-        while True:
-            self._child = child
-            self._why = await child.dead()
-            self._child = None
-            self._steps += child.progress
-            self._deaths = 1 if child.completed else self._deaths + 1
-            restarted = await self._restart()
-            if restarted is None:
-                self._gone.set()
-                return
-            child = restarted
+        restarted: ChildProcess | None = child
+        try:
+            while restarted is not None:
+                restarted = await self._outlive(restarted)
+        except Exception as exc:  # noqa: BLE001  # whatever it is: a worker that waits for nothing would idle for ever
+            self._why = f"the engine process cannot be supervised: {type(exc).__name__}: {exc}"
+        self._child = None
+        self._gone.set()
+
+    async def _outlive(self, child: ChildProcess) -> ChildProcess | None:
+        """Wait for the end of a process and start the next one."""
+        self._child = child
+        self._why = await child.dead()
+        self._child = None
+        self._steps += child.progress
+        self._deaths = 1 if child.completed else self._deaths + 1
+        return await self._restart()
 
     async def _restart(self) -> ChildProcess | None:
         """Start a process that lives to be ready; None when it has died too often."""

@@ -1,6 +1,7 @@
 """One engine process from its birth to its death: what the worker says to it, and what it makes of its silence."""
 
 import asyncio
+import contextlib
 import itertools
 import os
 import signal
@@ -52,26 +53,18 @@ class ChildProcess:
         self.capacity = 0
         self.progress = 0
         self.completed = 0
-        """Requests that got a result or an error of their own."""
+        """Requests that got a result. An error proves nothing: a generation thread that dies sends one to each."""
 
     async def start(self, seconds: float) -> None:
         """Start the process and return when its engine is loaded.
 
         Raises:
-            EngineGone: it could not be loaded, died while loading, or took longer than `seconds`.
+            EngineGone: it could not be started or loaded, died while loading, or took longer than `seconds`.
         """
-        ours, theirs = socket.socketpair()
         try:
-            await asyncio.get_running_loop().create_connection(lambda: self.channel, sock=ours)
-            process = self._process = subprocess.Popen(  # noqa: ASYNC220, S603  # vfork: about a millisecond; our own module
-                [sys.executable, "-P", "-m", "rejoinder.worker.engines.child", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # the worker's stdout is for results; what a library prints belongs to the log
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # a Ctrl-C at the terminal is the worker's to handle
-            )
-        finally:
-            theirs.close()
+            process = self._process = await self._popen()
+        except OSError as exc:  # no memory, no descriptors: may pass, and is a death like any other
+            raise EngineGone(f"the engine process could not be started: {exc}") from exc
         self._tasks = [asyncio.create_task(self._reap(process))]
         hello = {"kind": "hello", "factory": self._factory, "config": dict(self._config)}
         self.channel.send(encode({**hello, "sys_path": sys.path, "beat_seconds": self._beat_seconds}))
@@ -82,6 +75,28 @@ class ChildProcess:
         if not self._ready.done():
             raise EngineGone(f"the engine could not be started: {self._dead.result()}")
         self._tasks.append(asyncio.create_task(self._watch(process)))
+
+    async def _popen(self) -> subprocess.Popen[bytes]:
+        """Start the process and connect the channel to it; where it fails, nothing is left open."""
+        ours, theirs = socket.socketpair()
+        try:
+            await asyncio.get_running_loop().create_connection(lambda: self.channel, sock=ours)
+            return subprocess.Popen(  # noqa: ASYNC220, S603  # vfork: about a millisecond; our own module
+                [sys.executable, "-P", "-m", "rejoinder.worker.engines.child", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # the worker's stdout is for results; what a library prints belongs to the log
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # a Ctrl-C at the terminal is the worker's to handle
+            )
+        except BaseException:
+            if self.channel.connected:
+                self.channel.abort()
+                await self._lost.wait()
+            else:
+                ours.close()
+            raise
+        finally:
+            theirs.close()
 
     async def dead(self) -> str:
         """Return how it died, once it has, and everything of it is gone."""
@@ -143,7 +158,7 @@ class ChildProcess:
             self._reason = frame["message"]
 
     def _settle(self, frame: Frame) -> None:
-        self.completed += 1
+        self.completed += frame["kind"] == "result"
         answer = self._calls.get(frame["id"])
         if answer is None or answer.done():
             return  # cancelled meanwhile
@@ -205,18 +220,17 @@ def _how(status: int) -> str:
 
 async def _exit_status(process: subprocess.Popen[bytes]) -> int:
     """Wait for the end of a process without a thread: by its pidfd on Linux, by asking elsewhere."""
-    try:
-        fd = os.pidfd_open(process.pid)
-    except (AttributeError, OSError):
-        while process.poll() is None:  # noqa: ASYNC110  # nothing here would set an event
-            await asyncio.sleep(0.1)
-        return process.wait()  # it has ended
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
-    loop.add_reader(fd, ended.set)
-    try:
-        await ended.wait()
+    with contextlib.ExitStack() as stack:
+        try:
+            fd = os.pidfd_open(process.pid)
+            stack.callback(os.close, fd)
+            loop.add_reader(fd, ended.set)
+            stack.callback(loop.remove_reader, fd)
+        except (AttributeError, OSError):  # the latter also where there is no memory or descriptor for it
+            while process.poll() is None:  # noqa: ASYNC110  # nothing here would set an event
+                await asyncio.sleep(0.1)
+        else:
+            await ended.wait()
         return process.wait()  # it has ended
-    finally:
-        loop.remove_reader(fd)
-        os.close(fd)

@@ -64,6 +64,9 @@ def _source() -> Path:
 
 
 def _convert_into(source: Path, target: Path) -> None:
+    for left in target.parent.glob(f".{target.name}.*/"):
+        # Of a process that was killed: the lock says that nobody else is at it now. The lock itself is no directory.
+        shutil.rmtree(left, ignore_errors=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         with _progress() as step:

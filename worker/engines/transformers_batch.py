@@ -5,6 +5,7 @@ them). A thread that has ended stays so here: the engine process ends too, and i
 """
 
 import asyncio
+import queue
 from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import uuid4
@@ -13,6 +14,8 @@ import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
+from transformers.generation.continuous_batching.requests import RequestState
+from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 
 from rejoinder.worker.engines.transformers_loading import LoadedModel
 from rejoinder.worker.engines.transformers_sampling import Sampling, SamplingProcessors
@@ -25,6 +28,33 @@ CPU_CACHE_BYTES = 2**30
 CPU_PAGE_SIZE = 32
 GPU_RUNNING = 256
 STOP_SECONDS = 2.0
+
+
+class ResumingScheduler(FIFOScheduler):
+    """transformers' own, but a cancelled sequence makes room for waiting ones as a finished one does.
+
+    When the cache is full, transformers puts a sequence back and lets no other one in until a sequence ends by itself.
+    Stop strings, timeouts and lost leases end ours from outside: without this the batch would wait for ever.
+    """
+
+    NAME = "rejoinder"
+
+    def clear_cancelled_requests(self) -> list[RequestState]:
+        """As transformers' own. Called in the generation thread, before each step."""
+        cancelled = super().clear_cancelled_requests()
+        if cancelled:
+            self.block_new_requests = False
+        return cancelled
+
+
+SCHEDULER_MAPPING[ResumingScheduler.NAME] = ResumingScheduler
+
+
+class _Nobody(queue.Queue[Any]):
+    """Where outputs go whose sequence has been taken out meanwhile. transformers would keep them for ever."""
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        """Drop it."""
 
 
 class ContinuousBatch:
@@ -149,6 +179,8 @@ def _manager(model: PreTrainedModel, settings: TransformersSettings, running: in
         num_blocks=None if cache_bytes is None else max(1, cache_bytes // (page_size * _bytes_per_token(model))),
         max_batch_tokens=settings.max_batch_tokens or (CPU_BATCH_TOKENS if cpu else None),
         max_requests_per_batch=running,
+        scheduler_type=ResumingScheduler.NAME,
+        auto_switch_to_flash=False,  # it may download compiled code from the hub and run it, unasked
         use_cuda_graph=settings.cuda_graphs,
         max_queue_size=0,  # a full queue blocks its caller, the event loop; our slots bound it instead
     )
@@ -157,6 +189,7 @@ def _manager(model: PreTrainedModel, settings: TransformersSettings, running: in
     manager: ContinuousBatchingManager = model.init_continuous_batching(  # type: ignore[operator]  # an untyped mixin's
         generation_config=generation, continuous_batching_config=config
     )
+    manager.output_router.output_queue = _Nobody()
     resolved = manager.continuous_batching_config
     static = any(resolved.cuda_graph_booleans) or resolved.varlen_compile_config is not None
     manager.logit_processor = SamplingProcessors(static=static or resolved.decode_compile_config is not None)

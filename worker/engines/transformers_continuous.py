@@ -25,6 +25,9 @@ AHEAD = 0.25
 """Of the places in the batch, sequences admitted beyond them. The generation thread begins its next step at once,
 before a finished sequence's place could be given away, so without a queue at its door each place would stand empty for
 a step: 6 % of the work at 16 tokens an answer. More would only keep requests from other workers."""
+SHARE = 4
+"""One request runs at most one in so many of the places in the batch at once: `n` of 128 must not hold up requests of
+one sequence each, whose own time limits run meanwhile."""
 WATCH_SECONDS = 0.25
 """How soon the end of the generation thread is noticed where no request was in flight to tell."""
 
@@ -96,8 +99,9 @@ class TransformersEngine:
         prompts = await self._prompts(body)
         lengths = [admission.new_tokens(body, len(prompt), self._limits) for prompt in prompts]
         origin = request.response_id if body.seed is None else body.seed
+        share = asyncio.Semaphore(max(1, self._batch.running // SHARE))
         sequences = [
-            self._sequence(body, prompts[i // body.n], lengths[i // body.n], sequence_seed(origin, i))
+            self._sequence(share, body, prompts[i // body.n], lengths[i // body.n], sequence_seed(origin, i))
             for i in range(len(prompts) * body.n)
         ]
         choices = await _all(sequences)
@@ -119,10 +123,12 @@ class TransformersEngine:
             admission.check_tokens(ids, self._limits, "prompt" if isinstance(body, CompletionRequest) else "messages")
         return tokens
 
-    async def _sequence(self, body: Body, prompt: Sequence[int], max_new_tokens: int, seed: int) -> Choice:
+    async def _sequence(
+        self, share: asyncio.Semaphore, body: Body, prompt: Sequence[int], max_new_tokens: int, seed: int
+    ) -> Choice:
         sampling = Sampling(body.temperature, admission.top_k(body, self._limits.vocabulary), body.top_p, seed)
         matcher = StopMatcher(self._text, body.stops) if body.stops else None
-        async with self._slots:
+        async with share, self._slots:
             tokens = await self._batch.run(prompt, max_new_tokens, sampling, matcher.push if matcher else None)
         text = await self._in_thread(lambda: self._text.decode(tokens))
         before = cut(text, body.stops)

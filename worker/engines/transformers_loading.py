@@ -53,9 +53,7 @@ def load(settings: TransformersSettings) -> LoadedModel:
         raise EngineGone(f"the model {settings.model!r} is an encoder-decoder, which this engine does not serve")
     model = model.to(device).eval()  # type: ignore[arg-type]  # a decorator hides the real signature
     config = model.config.get_text_config()
-    context = settings.max_model_len or getattr(config, "max_position_embeddings", None)
-    if context is None:
-        raise EngineGone(f"the config of {settings.model!r} does not say how long its context is: set max_model_len")
+    context = _context(settings, getattr(config, "max_position_embeddings", None))
     return LoadedModel(model, tokenizer, context, config.vocab_size, _eos(model, tokenizer))
 
 
@@ -80,6 +78,22 @@ def _dtype(name: str, device: torch.device) -> Any:
     if name == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
     return getattr(torch, name)
+
+
+def _context(settings: TransformersSettings, positions: int | None) -> int:
+    if settings.max_model_len is None:
+        if positions is None:
+            raise EngineGone(
+                f"the config of {settings.model!r} does not say how long its context is: set max_model_len"
+            )
+        return positions
+    if positions is not None and settings.max_model_len > positions:
+        # One token past the model's positions is an index error that ends every request in its batch.
+        raise EngineGone(
+            f"max_model_len is {settings.max_model_len}, but the model {settings.model!r} knows {positions} positions"
+            f" (max_position_embeddings): set at most {positions}"
+        )
+    return settings.max_model_len
 
 
 def _refuse_pickles(model: str) -> None:

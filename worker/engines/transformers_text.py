@@ -10,6 +10,10 @@ from rejoinder.schemas.openai import ChatMessage
 from rejoinder.worker.errors import BadRequest
 
 _REPLACEMENT = "\ufffd"
+_HALF_TOKENS = 4
+"""A character has at most four bytes, each of them a token at worst: no half of one is longer than this."""
+_PENDING_TOKENS = 4 * _HALF_TOKENS
+"""So many tokens without a whole character at their end are no text: they are not decoded again with each one after."""
 
 
 class Text:
@@ -69,7 +73,8 @@ class StopMatcher:
     """Finds the first of some strings in a text that comes token by token.
 
     Only the newest tokens are decoded at each step, from a few before, since a token's text can depend on the one
-    before it; what ends in half a character waits for the rest.
+    before it; what ends in half a character waits for the rest. Each step decodes a bounded number of tokens, whatever
+    they are.
     """
 
     def __init__(self, text: Text, stops: Sequence[str]) -> None:
@@ -77,16 +82,21 @@ class StopMatcher:
         self._stops = stops
         self._longest = max(len(stop) for stop in stops)
         self._begin = self._read = 0  # tokens[begin:read] are decoded already, and give the new ones their context
+        self._context = 0  # characters of tokens[begin:read]
         self._tail = ""
 
     def push(self, tokens: Sequence[int]) -> bool:
         """Take all tokens so far; whether their text has one of the strings."""
-        old = self._text.decode(tokens[self._begin : self._read])
-        new = self._text.decode(tokens[self._begin :])
-        if len(new) <= len(old) or new.endswith(_REPLACEMENT):
-            return False
-        self._tail = (self._tail + new[len(old) :])[-(self._longest + len(new)) :]
-        self._begin, self._read = self._read, len(tokens)
+        end = len(tokens)
+        new = self._text.decode(tokens[self._begin : end])
+        if len(new) <= self._context or new.endswith(_REPLACEMENT):
+            if end - self._read < _PENDING_TOKENS:
+                return False
+            end -= _HALF_TOKENS
+            new = self._text.decode(tokens[self._begin : end])
+        self._tail = (self._tail + new[self._context :])[-(self._longest + len(new)) :]
+        self._begin, self._read = self._read, end
+        self._context = len(self._text.decode(tokens[self._begin : end]))
         return cut(self._tail, self._stops) is not None
 
 
