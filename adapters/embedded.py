@@ -14,6 +14,8 @@ MAX_LEASE = 7 * 86_400.0
 """Nothing here limits a lease; a week keeps a slip of the unit (milliseconds) from hiding a message for ever."""
 MAX_BODY = 64 * 1024 * 1024
 """A queue of larger bodies belongs in a blob store: every receive holds its bodies in memory, whole."""
+RECEIVE_BYTES = 64 * 1024 * 1024
+"""Of bodies in one receive, about: it ends with the message that reaches this, whatever its limit."""
 
 OPTIONS: Mapping[str, str] = {
     "lease": f"seconds, {DEFAULT_LEASE:g} by default",

@@ -25,6 +25,7 @@ from rejoinder.adapters.embedded import (
     MAX_BODY,
     MAX_LEASE,
     OPTIONS,
+    RECEIVE_BYTES,
     Options,
     check_limit,
     check_seconds,
@@ -115,12 +116,14 @@ class Queue:
         """Lease up to `limit` messages, the oldest first."""
         self.tidy(options, now)
         taken: list[Message] = []
-        while self.ready and len(taken) < limit:
+        size = 0
+        while self.ready and len(taken) < limit and size < RECEIVE_BYTES:
             entry = self.entries.get(heapq.heappop(self.ready))
             # An opener without a dead-letter policy may have let go a message that has none left under ours.
             if entry is None or entry.due is not None or self.bury(entry, options):
                 continue
             entry.attempt += 1
+            size += len(entry.body)
             self.hold(entry, now + options.lease)
             lease = Lease(entry, entry.attempt)
             taken.append(Message(entry.id, entry.body, entry.attributes, entry.attempt, entry.sent_at, lease))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from rejoinder.adapters.driver import Backlog, Message
-from rejoinder.adapters.embedded import Options, lease_lost
+from rejoinder.adapters.embedded import RECEIVE_BYTES, Options, lease_lost
 from rejoinder.adapters.sqlite_file import Database
 from rejoinder.adapters.sqlite_operations import AnyOperation, CountBacklog, Lease, LetGo, Publish, Receive, Settle
 
@@ -169,11 +169,18 @@ def _let_go(database: Database, operation: LetGo) -> None:
 def _receive(database: Database, operation: Receive, now: float) -> list[Message]:
     """Lease the oldest messages of a tidied queue."""
     connection = database.connection
-    rows = connection.execute(
+    cursor = connection.execute(
         "SELECT seq, attempt + 1, sent_at, attributes, body FROM delivery JOIN payload USING (seq)"
         " WHERE queue = ? AND due IS NULL ORDER BY seq LIMIT ?",
         (operation.queue, operation.limit),
-    ).fetchall()
+    )
+    rows, size = [], 0
+    for row in cursor:
+        rows.append(row)
+        size += len(row[-1])
+        if size >= RECEIVE_BYTES:
+            break
+    cursor.close()
     if not rows:
         return []
     connection.execute(

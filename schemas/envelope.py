@@ -88,12 +88,18 @@ def parse_request(data: bytes) -> ParsedRequest:
         WireError: what is wrong, which field, and the metadata's text where it could be read.
     """
     values, metadata = read_object(data)
+    # Before pydantic, which would make an error of each: a small message of a million keys must cost no gigabytes.
+    known, options = Options.model_fields, values.get("options")
+    unknown = next((key for key in options if key not in known), None) if isinstance(options, dict) else None
     if metadata is None:
         raise WireError(
             "metadata is missing: it must be a JSON object, and comes back with the response", param="metadata"
         )
     if not isinstance(values["metadata"], dict):
         raise WireError("metadata must be a JSON object", param="metadata")
+    if unknown is not None:
+        message = f"options.{unknown} is not a supported option; known are {', '.join(known)}"
+        raise WireError(message, param=f"options.{unknown}", metadata=metadata)
     if ("body" in values) == (values.get("input_location") is not None):
         problem = "body and input_location are both given" if "body" in values else "body is missing"
         raise WireError(f"{problem}: give exactly one of body and input_location", param="body", metadata=metadata)

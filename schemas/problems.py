@@ -1,9 +1,39 @@
 """Pydantic's validation errors as one sentence that names the field and what is allowed."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Problem(ValueError):
+    """A value that its model does not take. `param` is the path of the field at fault; None: the whole value."""
+
+    def __init__(self, message: str, param: str | None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+def check(model: type[Model], value: Any) -> Model:
+    """Validate `value` as `model`, at a cost that the number of its faults does not multiply.
+
+    Raises:
+        Problem: the first fault, in one sentence that names the field and what is allowed.
+    """
+    if isinstance(value, dict) and len(value) > len(model.model_fields):
+        # pydantic would make an error of each unknown field: gigabytes, for a body of a million.
+        unknown = next(key for key in value if key not in model.model_fields)
+        raise Problem(_unknown(unknown, model), unknown)
+    try:
+        return model.model_validate(value)
+    except ValidationError as exc:
+        raise Problem(*first_problem(exc, model, value)) from exc
+
+
+def _unknown(name: str, model: type[BaseModel]) -> str:
+    return f"{name} is not a supported field; known are {', '.join(model.model_fields)}"
 
 
 def first_problem(exc: ValidationError, model: type[BaseModel], value: Any, prefix: str = "") -> tuple[str, str | None]:
@@ -29,8 +59,7 @@ def first_problem(exc: ValidationError, model: type[BaseModel], value: Any, pref
     if error["type"] == "missing":
         return f"{name} is missing", param
     if error["type"] == "extra_forbidden":
-        known = f"; known are {', '.join(model.model_fields)}" if len(path) == 1 else ""
-        return f"{name} is not a supported field{known}", param
+        return _unknown(name, model) if len(path) == 1 else f"{name} is not a supported field", param
     if path and path[0] in rules:
         return f"{param} {rules[str(path[0])]}", param
     return f"{name}: {_lower(error['msg'])}", param

@@ -1,26 +1,13 @@
-"""JSON as the contract wants it: what other parsers let pass is refused, and metadata is kept to the byte.
-
-A request is read by walking its top level with the standard library's C scanner, so that the text of `metadata` is
-known as the sender wrote it: the response carries that very text, and no number or string can change on the way.
-"""
+"""JSON as the contract wants it: what other parsers let pass is refused, and metadata is kept to the byte."""
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from json.decoder import scanstring  # type: ignore[attr-defined]  # stable since 3.0, absent from typeshed
 from typing import Any
 
-MAX_NESTING = 128
-"""Arrays and objects inside one another. Far above real requests, far below where parsers overflow their stack."""
+from rejoinder.schemas.reading import MAX_NESTING, Document, UnusableError, too_deep
 
-_WHITESPACE = re.compile(r"[ \t\n\r]*")
-_STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_NOT_BRACKETS = re.compile(r"[^\[\]{}]+")
-_ONE_KIND = str.maketrans("{}", "[]")
 # What XML 1.0 cannot carry (so SQS and SNS refuse) and JSON does not have to escape.
 _UNSAFE = re.compile("[\ufffe\uffff]")
-_DIGITS = 4300  # above this CPython refuses to convert a decimal integer, for its cost is quadratic
 
 
 class WireError(ValueError):
@@ -32,63 +19,6 @@ class WireError(ValueError):
         self.metadata = metadata
 
 
-@dataclass(slots=True)
-class _Scan:
-    """One document's reading. Duplicates are noted, not raised, so that the rest is still read."""
-
-    duplicate: str | None = None
-    scan: Callable[[str, int], tuple[Any, int]] = field(init=False)
-    scan_metadata: Callable[[str, int], tuple[Any, int]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        hooks: dict[str, Any] = {
-            "object_pairs_hook": self._pairs,
-            "parse_constant": _refuse_constant,
-            "parse_float": _finite,
-        }
-        self.scan = json.JSONDecoder(**hooks).scan_once  # type: ignore[attr-defined]  # absent from typeshed
-        # The value of a metadata integer is never needed here, only its text, so any length will do.
-        self.scan_metadata = json.JSONDecoder(**hooks, parse_int=_any_int).scan_once  # type: ignore[attr-defined]
-
-    def _pairs(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        value = dict(pairs)
-        if len(value) != len(pairs):
-            seen: set[str] = set()
-            for key, _ in pairs:
-                if key in seen:
-                    self.duplicate = key
-                seen.add(key)
-        return value
-
-
-def _refuse_constant(name: str) -> Any:
-    raise WireError(f"the request is not JSON: {name} is not a JSON value")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if value in (float("inf"), float("-inf")):
-        raise WireError(f"the request is not usable as JSON: the number {text[:40]} is too large for a double")
-    return value
-
-
-def _any_int(text: str) -> int | str:
-    return int(text) if len(text) <= _DIGITS else text
-
-
-def _too_deep(text: str) -> bool:
-    """Whether brackets nest past the limit; each pass removes one level from the inside."""
-    if text.count("[") + text.count("{") <= MAX_NESTING:
-        return False
-    # Which bracket is which is the parser's business.
-    brackets = _NOT_BRACKETS.sub("", _STRINGS.sub("", text)).translate(_ONE_KIND)
-    for _ in range(MAX_NESTING):
-        if not brackets:
-            return False
-        brackets = brackets.replace("[]", "")
-    return bool(brackets)
-
-
 def read_object(data: bytes) -> tuple[dict[str, Any], str | None]:
     """Read a request's bytes: its top-level values, and the text of its `metadata` if it has one.
 
@@ -96,76 +26,53 @@ def read_object(data: bytes) -> tuple[dict[str, Any], str | None]:
 
     Raises:
         WireError: not UTF-8, not one JSON object, NaN or an infinity, a number past a double's range, a duplicate
-            key at any depth, or nested deeper than `MAX_NESTING`.
+            key at any depth, or nested deeper than `MAX_NESTING`. A document that is none by its grammar has no
+            metadata; one with a value that cannot be taken has, if that value is not in it.
     """
     try:
         text = data.decode()
     except UnicodeDecodeError as exc:
         raise WireError(f"the request is not UTF-8: {exc.reason} at byte {exc.start}") from exc
-    if _too_deep(text):
-        raise WireError(f"the request nests deeper than {MAX_NESTING} levels, or its brackets do not match: not JSON")
+    if too_deep(text):
+        message = f"the request nests deeper than {MAX_NESTING} levels, or its brackets do not match: not usable JSON"
+        raise WireError(message, metadata=_peek(text))
+    document = Document(text)
     try:
-        return _walk(text)
-    except (StopIteration, IndexError) as exc:
-        at = getattr(exc, "value", None)
-        raise WireError(f"the request is not JSON: {_place(text, at)}") from exc
+        document.read()
+    except UnusableError as exc:
+        raise WireError(str(exc), metadata=document.readable_metadata) from exc
+    except TypeError as exc:
+        raise WireError(str(exc)) from exc
     except json.JSONDecodeError as exc:
         raise WireError(f"the request is not JSON: {exc.msg} at character {exc.pos}") from exc
-    except WireError:
-        raise
-    except ValueError as exc:  # CPython's limit on converting long integers
-        raise WireError(f"the request is not usable as JSON: an integer of more than {_DIGITS} digits") from exc
+    except (StopIteration, IndexError) as exc:
+        raise WireError(f"the request is not JSON: {_place(text, exc)}") from exc
+    if document.duplicate is not None:
+        message = f"the request has a duplicate key: {document.duplicate!r}"
+        raise WireError(message, param=document.duplicate, metadata=document.readable_metadata)
+    return document.values, document.metadata
 
 
-def _place(text: str, at: object) -> str:
+def peek_metadata(data: bytes, limit: int) -> str | None:
+    """The text of a request's `metadata`, if all of it stands in the first `limit` bytes. Reads no further."""
+    return _peek(data[:limit].decode(errors="ignore"))
+
+
+def _peek(text: str) -> str | None:
+    document = Document(text)
+    try:
+        document.read(until_metadata=True)
+    except (ValueError, TypeError, StopIteration, IndexError, RecursionError):
+        return None  # the request is refused for another reason; this only looked for what can go with the refusal
+    metadata = document.readable_metadata
+    return None if metadata is None or too_deep(metadata) else metadata
+
+
+def _place(text: str, exc: StopIteration | IndexError) -> str:
     if not text.strip():
         return "it is empty"
+    at = getattr(exc, "value", None)
     return f"a value is missing or malformed at character {at}" if isinstance(at, int) else "it ends too early"
-
-
-def _walk(text: str) -> tuple[dict[str, Any], str | None]:
-    def skip(at: int) -> int:
-        return _WHITESPACE.match(text, at).end()  # type: ignore[union-attr]  # it matches the empty string
-
-    reading = _Scan()
-    at = skip(0)
-    if text[at] != "{":
-        reading.scan(text, at)  # raises unless a JSON value starts here
-        raise WireError("the request must be a JSON object with metadata and body")
-    values: dict[str, Any] = {}
-    metadata: str | None = None
-    metadata_duplicate = False
-    at = skip(at + 1)
-    while text[at] != "}":
-        if text[at] != '"':
-            raise json.JSONDecodeError("a key in double quotes is expected", text, at)
-        key, at = scanstring(text, at + 1, True)
-        at = skip(at)
-        if text[at] != ":":
-            raise json.JSONDecodeError("':' is expected", text, at)
-        start = skip(at + 1)
-        value, end = (reading.scan_metadata if key == "metadata" else reading.scan)(text, start)
-        if key == "metadata":
-            metadata_duplicate = metadata is not None or reading.duplicate is not None
-            metadata = text[start:end]
-        if key in values:
-            reading.duplicate = key
-        values[key] = value
-        at = skip(end)
-        if text[at] == ",":
-            at = skip(at + 1)
-            if text[at] == "}":
-                raise json.JSONDecodeError("a key in double quotes is expected", text, at)
-        elif text[at] != "}":
-            raise json.JSONDecodeError("',' or '}' is expected", text, at)
-    if skip(at + 1) != len(text):
-        raise json.JSONDecodeError("more follows the request's object", text, skip(at + 1))
-    if reading.duplicate is not None:
-        readable = metadata if isinstance(values.get("metadata"), dict) and not metadata_duplicate else None
-        raise WireError(
-            f"the request has a duplicate key: {reading.duplicate!r}", param=reading.duplicate, metadata=readable
-        )
-    return values, metadata
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))

@@ -29,20 +29,30 @@ class Batcher(Generic[Item, Outcome]):
         self._max_items = max_items
         self._concurrency = concurrency
         self._pending: deque[tuple[Item, asyncio.Future[Outcome]]] = deque()
-        self._running: set[asyncio.Task[None]] = set()
+        # A number, not the tasks: a task is done one turn after its last step, and what is submitted in that turn would
+        # find it counted and wait for somebody else to submit.
+        self._draining = 0
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def submit(self, item: Item) -> Outcome:
         """Put `item` into the next batch and return its outcome. Cancelling the caller does not recall the item."""
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._pending.append((item, future))
-        if len(self._running) < self._concurrency:
+        if self._draining < self._concurrency:
+            self._draining += 1
             # A new task first runs after everything that is ready now has submitted, so even the first batch is full.
             task = asyncio.create_task(self._drain())
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         return await future
 
     async def _drain(self) -> None:
+        try:
+            await self._flush_all()
+        finally:
+            self._draining -= 1  # in the same step that found nothing pending
+
+    async def _flush_all(self) -> None:
         while self._pending:
             batch = [self._pending.popleft() for _ in range(min(len(self._pending), self._max_items))]
             try:
@@ -58,7 +68,11 @@ class Batcher(Generic[Item, Outcome]):
                 if not future.done():
                     future.set_result(outcome)
 
-    async def close(self) -> None:
-        """Wait until everything submitted has its outcome."""
-        while self._running:
-            await asyncio.wait(self._running)
+    async def abort(self) -> None:
+        """Flush nothing more: what is under way is cancelled, and every submission without an outcome with it."""
+        while self._pending:
+            self._pending.popleft()[1].cancel()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)

@@ -16,10 +16,11 @@ from rejoinder.worker.errors import EngineGone, TimedOut
 from rejoinder.worker.handler import Answer, Handler, Job, exhausted, refusal
 from rejoinder.worker.held import Counts, Held, Stage
 from rejoinder.worker.lease import LeaseKeeper
+from rejoinder.worker.logs import places
 from rejoinder.worker.pace import Pace
 from rejoinder.worker.reply import Replier
 from rejoinder.worker.retry import RetryPolicy, call_until
-from rejoinder.worker.settlement import ACK_LIMIT, Settlement
+from rejoinder.worker.settlement import Settlement
 from rejoinder.worker.slots import Slots
 
 log = structlog.get_logger(__name__)
@@ -30,6 +31,10 @@ RECEIVE_WAIT = 20.0
 TICK = 0.1
 # Answers being published or acked hold no slot; this many, and receiving pauses until the response broker catches up.
 MAX_SETTLING = 4096
+# Requests held, in bytes of their bodies: what a worker's memory bears, however many slots the engine has.
+MAX_HELD_BYTES = 256 * 1024 * 1024
+# After the grace, answers under way are seen through for this long; also what telling the broker may take then.
+LAST_SECONDS = 3.0
 
 
 class Consumer:
@@ -62,13 +67,15 @@ class Consumer:
         self._policy = policy
         self._prefetch = prefetch
         self._max_hold = max_hold
-        self._keeper = LeaseKeeper(subscription)
+        # What waits for its answer to be published is held longer than what waits to be run: a third more.
+        self._keeper = LeaseKeeper(subscription, max_hold * 4 / 3)
         self._held: set[Held] = set()
         self._settling = 0
+        self._held_bytes = 0
         self._room_made = asyncio.Event()
         self._stopping = asyncio.Event()
         self._pace = Pace()
-        self._fatal: Exception | None = None
+        self._fatal: BaseException | None = None
         self.counts = Counts()
         self._settlement = Settlement(subscription, replier, self._keeper, policy, self.counts)
 
@@ -82,8 +89,10 @@ class Consumer:
             EngineGone: the engine will not come back.
         """
         stopping = asyncio.create_task(self._stopping.wait())
-        # The keeper outlives this method: what is held is renewed until it is settled or handed back.
-        self._keeping = asyncio.create_task(self._keeper.run())
+        # These outlive this method: what is held is renewed until it is settled or handed back.
+        self._chores = [asyncio.create_task(self._keeper.run()), asyncio.create_task(self._tick())]
+        for chore in self._chores:
+            chore.add_done_callback(self._on_chore_done)
         try:
             while not self._stopping.is_set():
                 room = self._room()
@@ -96,9 +105,27 @@ class Consumer:
         if self._fatal is not None:
             raise self._fatal
 
+    async def _tick(self) -> None:
+        """Notice capacity that nobody announced."""
+        while True:
+            await asyncio.sleep(TICK)
+            self._slots.wake()
+            self._room_made.set()
+
+    def _on_chore_done(self, chore: asyncio.Task[None]) -> None:
+        if not chore.cancelled() and (exc := chore.exception()) is not None:
+            self._fail(exc)  # without renewals, or without slots, going on would lose every lease
+
     async def _receive(self, room: int, stopping: asyncio.Task[bool]) -> None:
-        started = asyncio.get_running_loop().time()
-        receiving = asyncio.create_task(call_until("receive", lambda: self._subscription.receive(room, RECEIVE_WAIT)))
+        clock = asyncio.get_running_loop().time
+        started = clock()
+
+        async def one_try() -> list[Message]:
+            nonlocal started
+            started = clock()
+            return await self._subscription.receive(room, RECEIVE_WAIT)
+
+        receiving = asyncio.create_task(call_until("receive", one_try))
         await asyncio.wait({receiving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not receiving.done():
             receiving.cancel()
@@ -112,14 +139,14 @@ class Consumer:
             return
         if len(messages) == room:
             # Only a receive that was filled tells the round trip: any other may have waited for messages to come.
-            self._pace.received(asyncio.get_running_loop().time() - started)
+            self._pace.received(clock() - started)
         self.counts.received += len(messages)
         for message in messages:
             self._begin(message, started)
 
     def _room(self) -> int:
         """How many messages may be received now."""
-        if self._settling >= MAX_SETTLING:
+        if self._settling >= MAX_SETTLING or self._held_bytes >= MAX_HELD_BYTES:
             return 0
         capacity = self._slots.capacity
         if capacity < 1:
@@ -131,17 +158,16 @@ class Consumer:
 
     async def _wait_for_room(self) -> None:
         self._room_made.clear()
-        try:
-            await asyncio.wait_for(self._room_made.wait(), TICK)
-        except TimeoutError:
-            self._slots.wake()
+        await self._room_made.wait()
 
     # ------------------------------------------------------------------ one message
 
-    def _begin(self, message: Message, received: float) -> None:
-        held = Held(message, received)
-        held.lease = self._keeper.hold(message, received, lambda: self._lost(held))
+    def _begin(self, message: Message, asked: float) -> None:
+        """Start one message's task; `asked` is when it was asked for, before which its lease cannot have begun."""
+        held = Held(message, asyncio.get_running_loop().time())
+        held.lease = self._keeper.hold(message, asked, lambda: self._lost(held))
         self._held.add(held)
+        self._held_bytes += len(message.body)
         held.task = asyncio.create_task(self._process(held))
         # Not in the task itself: one that is cancelled before its first step never runs a line.
         held.task.add_done_callback(lambda _: self._forget(held))
@@ -149,6 +175,7 @@ class Consumer:
     def _forget(self, held: Held) -> None:
         self._keeper.release(held.lease)
         self._held.discard(held)
+        self._held_bytes -= len(held.message.body)
         self._room_made.set()
 
     async def _process(self, held: Held) -> None:
@@ -166,7 +193,7 @@ class Consumer:
                     self._lost(held)
             finally:
                 self._settling -= 1
-        except (AdapterError, EngineGone) as exc:
+        except Exception as exc:  # noqa: BLE001 - a message whose task ended unseen would be held by nobody
             self._fail(exc)
             await self._hand_back([held])
 
@@ -177,7 +204,7 @@ class Consumer:
             return job
         if self._policy.exhausted(message.attempt):
             # Earlier deliveries ended with their worker or their lease: running it again could end this one too.
-            return exhausted(self._policy.cap, job.metadata, job.engine_request.response_id)
+            return exhausted(2 * self._policy.cap, job.metadata, job.engine_request.response_id)
         try:
             async with asyncio.timeout_at(held.received + self._max_hold):
                 return await self._run(held, job)
@@ -196,15 +223,19 @@ class Consumer:
         """The lease has passed to another worker: stop the work and say nothing, for that worker will."""
         self.counts.lease_lost += 1
         log.warning("lease_lost", message_id=held.message.id, attempt=held.message.attempt, stage=held.stage.name)
-        if held.stage is not Stage.SETTLING:
+        if held.stage is Stage.SETTLING:
+            held.abandoned = True  # an answer that is on its way arrives; one that waits to be sent again does not
+        else:
             held.abandon()
 
     # ------------------------------------------------------------------ stopping
 
-    def _fail(self, exc: Exception) -> None:
+    def _fail(self, exc: BaseException) -> None:
         if self._fatal is None:
             self._fatal = exc
-            log.error("worker_failed", error=str(exc), error_type=type(exc).__name__)
+            expected = isinstance(exc, AdapterError | EngineGone)
+            error = {"error": str(exc)} if expected else {"where": places(exc)}
+            log.error("worker_failed", error_type=type(exc).__name__, **error)
         self.stop_receiving()
 
     def stop_receiving(self) -> None:
@@ -216,28 +247,37 @@ class Consumer:
         """Finish or hand back everything that is held. Receiving has stopped.
 
         Waiting messages go back at once, before running ones are waited for: another worker can take them now. What
-        still runs after `grace` seconds, or when `hurry` is set, goes back too. Answers under way are seen through:
-        an answer published but not acked would be given twice.
+        still runs after `grace` seconds, or when `hurry` is set, goes back too. Answers under way are seen through for
+        a little longer, because an answer that is published but not acked is given twice; but a response broker that
+        is away must not keep a stopping worker alive.
         """
         self.stop_receiving()
-        await self._hand_back([held for held in self._held if held.stage is Stage.WAITING])
-        running = [held.task for held in self._held]
-        if running:
-            hurrying = asyncio.create_task(hurry.wait())
-            finished = asyncio.gather(*running, return_exceptions=True)
-            ends: set[asyncio.Future[Any]] = {finished, hurrying}
-            await asyncio.wait(ends, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
-            hurrying.cancel()
-            await self._hand_back([held for held in self._held if held.stage is not Stage.SETTLING])
-            settling = [held.task for held in self._held]
-            if settling:
-                # Bounded: a response broker that is away must not keep a stopping worker alive; the leases run out.
-                await asyncio.wait(settling, timeout=max(grace, ACK_LIMIT / 6))
-        await self._hand_back(list(self._held))
-        self._keeping.cancel()
-        await asyncio.wait({self._keeping})
+        deadline = asyncio.get_running_loop().time() + grace
+        await self._hand_back([held for held in self._held if held.stage is Stage.WAITING], min(grace, LAST_SECONDS))
+        await self._until_done(deadline, hurry)
+        await self._hand_back([held for held in self._held if held.stage is not Stage.SETTLING], LAST_SECONDS)
+        await self._until_done(asyncio.get_running_loop().time() + LAST_SECONDS, asyncio.Event())
+        left = list(self._held)
+        if left:
+            # First, so that nothing is published after its message was handed back.
+            await self._settlement.abort()
+        await self._hand_back(left, LAST_SECONDS)
+        for chore in self._chores:
+            chore.cancel()
+        await asyncio.wait(self._chores)
 
-    async def _hand_back(self, helds: Sequence[Held]) -> None:
+    async def _until_done(self, deadline: float, hurry: asyncio.Event) -> None:
+        """Wait until nothing is held, `deadline` has come on the loop's clock, or `hurry` is set."""
+        if not self._held:
+            return
+        tasks = [held.task for held in self._held]
+        hurrying = asyncio.create_task(hurry.wait())
+        ends: set[asyncio.Future[Any]] = {hurrying, asyncio.gather(*tasks, return_exceptions=True)}
+        left = max(0.0, deadline - asyncio.get_running_loop().time())
+        await asyncio.wait(ends, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        hurrying.cancel()
+
+    async def _hand_back(self, helds: Sequence[Held], limit: float | None = None) -> None:
         """Let messages go at once, their work stopped first so that no answer follows."""
         others = [held for held in helds if held.task is not asyncio.current_task()]
         for held in others:
@@ -246,6 +286,5 @@ class Consumer:
             await asyncio.wait([held.task for held in others])
         for held in helds:
             self._keeper.release(held.lease)
-        if helds:
-            self.counts.handed_back += len(helds)
-            await self._settlement.let_go([held.message for held in helds], 0)
+        self.counts.handed_back += len(helds)
+        await self._settlement.let_go([held.message for held in helds], 0, limit=limit)

@@ -12,7 +12,7 @@ import structlog
 from rejoinder.adapters import Message
 from rejoinder.schemas.envelope import Options, ParsedRequest, parse_request
 from rejoinder.schemas.errors import ErrorBody
-from rejoinder.schemas.wire import WireError
+from rejoinder.schemas.wire import WireError, peek_metadata
 from rejoinder.worker.engines.protocol import Engine, EngineRequest
 from rejoinder.worker.errors import (
     BadRequest,
@@ -27,10 +27,11 @@ from rejoinder.worker.errors import (
     TimedOut,
     Unavailable,
 )
+from rejoinder.worker.logs import places
 
 log = structlog.get_logger(__name__)
 
-# Parsing holds the GIL either way, but in a thread it lets the event loop in every few milliseconds.
+# Parsing holds the GIL for most of its time, so a thread is no cure; but between its parts it lets the event loop in.
 PARSE_IN_THREAD_BYTES = 256 * 1024
 NO_OPTIONS = Options()
 
@@ -105,12 +106,16 @@ class Handler:
         """Read and check a message: a job to run, or the answer if there is nothing to run. Never raises."""
         name = response_id(self._subscription, message.id, None)
         try:
+            if len(message.body) > self._max_request_bytes:
+                return self._too_large(message, name)
             if len(message.body) > PARSE_IN_THREAD_BYTES:
                 parsed = await asyncio.to_thread(parse_request, message.body)
             else:
                 parsed = parse_request(message.body)
         except WireError as exc:
             return refusal(BadRequest(str(exc), param=exc.param), exc.metadata, name)
+        except Exception as exc:  # noqa: BLE001 - a fault of ours in reading one message must not touch the others
+            return refusal(_failed(exc, name), None, name)
         options = parsed.request.options or NO_OPTIONS
         name = options.inference_id or name
         try:
@@ -118,12 +123,14 @@ class Handler:
         except RequestError as exc:
             return refusal(exc, parsed.metadata, name)
 
+    def _too_large(self, message: Message, name: str) -> Answer:
+        # Not parsed: reading all of it is what the limit is there to avoid.
+        limit = self._max_request_bytes
+        error = RequestTooLarge(f"the request has {len(message.body)} bytes; at most {limit} are allowed")
+        return refusal(error, peek_metadata(message.body, limit), name)
+
     def _job(self, message: Message, parsed: ParsedRequest, options: Options, name: str) -> Job:
         request = parsed.request
-        if len(message.body) > self._max_request_bytes:
-            raise RequestTooLarge(
-                f"the request has {len(message.body)} bytes; at most {self._max_request_bytes} are allowed"
-            )
         path = self._default_path if request.path is None else "/" + request.path.removeprefix("/")
         if path not in self._engine.paths:
             raise Missing(
@@ -177,14 +184,14 @@ def refusal(error: RequestError, metadata: str | None, name: str) -> Answer:
 
 
 def exhausted(attempts: int, metadata: str | None, name: str) -> Answer:
-    """The answer to a request whose every attempt ended without one: the worker or its lease ended each time."""
-    error = Unavailable(f"given up after {attempts} attempts, none of which ended: each lost its worker or its lease")
+    """The answer to a request of which no delivery was seen to end: the worker or its lease ended each time."""
+    error = Unavailable(f"given up after {attempts} deliveries: each time its worker or its lease was lost")
     return refusal(error, metadata, name)
 
 
 def _failed(exc: Exception, name: str) -> Failed:
     # The message of an unforeseen exception may quote the prompt, so it is logged by type and place only.
-    log.error("engine_error", response_id=name, error_type=type(exc).__name__, exc_info=exc)
+    log.error("engine_error", response_id=name, error_type=type(exc).__name__, where=places(exc))
     return Failed(f"the engine failed on this request: {type(exc).__name__}")
 
 

@@ -22,17 +22,27 @@ class Lease:
     on_lost: Callable[[], None]
     ends: float
     """The loop's time at which it ends, if it is not renewed by then."""
+    renew_until: float
+    """The loop's time after which it is not renewed any more."""
 
 
 class LeaseKeeper:
     """Renews at a third of the lease: two renewals may fail before one lease runs out.
 
-    Every lease of a subscription has the same length, so leases fall due in the order in which they were last set:
-    two ordered dicts, due time by lease, give the next one without a heap, and let go of one at once.
+    Every lease of a subscription has the same length, so leases fall due nearly in the order in which they were last
+    set: two ordered dicts, due time by lease, give the next one without a heap, and let go of one at once. (Nearly: one
+    received by a long poll counts from its beginning, and may stand behind others by that much. A lease is three times
+    as long as a period, which covers it.)
+
+    Args:
+        subscription: Whose leases.
+        max_hold: Seconds after which a message is renewed no more, whatever becomes of it: work that never ends must
+            not keep it for ever.
     """
 
-    def __init__(self, subscription: Subscription) -> None:
+    def __init__(self, subscription: Subscription, max_hold: float) -> None:
         self._subscription = subscription
+        self._max_hold = max_hold
         self._seconds = subscription.lease_seconds
         self._period = self._seconds / 3
         self._due: dict[Lease, float] = {}
@@ -50,7 +60,8 @@ class LeaseKeeper:
             received: The loop's time just before it was asked for: its lease began no earlier.
             on_lost: Called once if the lease is found to have passed to somebody else.
         """
-        lease = Lease(message, on_lost, received + self._seconds)
+        now = asyncio.get_running_loop().time()
+        lease = Lease(message, on_lost, received + self._seconds, now + self._max_hold)
         if not self._due and not self._failed:
             self._changed.set()
         self._due[lease] = received + self._period
@@ -68,10 +79,7 @@ class LeaseKeeper:
         """
         if asyncio.get_running_loop().time() < lease.ends:
             return True
-        try:
-            (outcome,) = await self._subscription.set_lease([lease.message], self._seconds)
-        except AdapterError as exc:
-            outcome = exc
+        (outcome,) = await self._set([lease])
         return not isinstance(outcome, LeaseLost)
 
     async def run(self) -> None:
@@ -101,14 +109,13 @@ class LeaseKeeper:
 
     async def _renew(self, leases: Sequence[Lease]) -> None:
         asked = asyncio.get_running_loop().time()
-        try:
-            # A call that never answers must not stop all later renewals.
-            async with asyncio.timeout(self._period):
-                outcomes: Sequence[AdapterError | None] = await self._subscription.set_lease(
-                    [lease.message for lease in leases], self._seconds
-                )
-        except (AdapterError, TimeoutError) as exc:
-            outcomes = [Transient(str(exc) or "the broker did not answer")] * len(leases)
+        for lease in leases:
+            if lease.renew_until < asked:
+                log.error("lease_held_too_long", message_id=lease.message.id)
+                self.release(lease)
+                lease.on_lost()
+        leases = [lease for lease in leases if lease.renew_until >= asked]
+        outcomes = await self._set(leases) if leases else []
         for lease, outcome in zip(leases, outcomes, strict=True):
             if lease not in self._due and lease not in self._failed:
                 continue  # released while the call was under way
@@ -121,3 +128,11 @@ class LeaseKeeper:
             else:
                 log.warning("lease_renewal_failed", message_id=lease.message.id, error=str(outcome))
                 self._failed[lease] = asyncio.get_running_loop().time() + RETRY_SECONDS
+
+    async def _set(self, leases: Sequence[Lease]) -> Sequence[AdapterError | None]:
+        try:
+            # A call that never answers must not stop all later renewals.
+            async with asyncio.timeout(self._period):
+                return await self._subscription.set_lease([lease.message for lease in leases], self._seconds)
+        except (AdapterError, TimeoutError) as exc:
+            return [Transient(str(exc) or "the broker did not answer")] * len(leases)

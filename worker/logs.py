@@ -2,10 +2,16 @@
 
 import logging
 import sys
+import traceback
 from typing import Literal
 
 import structlog
 from structlog.typing import Processor
+
+
+def places(exc: BaseException) -> list[str]:
+    """Where an exception came from, innermost last, without what it says: that may quote a request."""
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(exc.__traceback__)]
 
 
 def configure(

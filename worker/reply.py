@@ -1,15 +1,15 @@
 """From an answer to a durable response."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
-from rejoinder.adapters import AdapterError, Message, Outgoing, TooLarge, Topic
+from rejoinder.adapters import AdapterError, LeaseLost, Message, Outgoing, TooLarge, Topic, Transient
 from rejoinder.schemas.envelope import write_response
 from rejoinder.schemas.errors import ErrorBody, ErrorDetail
 from rejoinder.worker.batcher import Batcher
 from rejoinder.worker.handler import Answer
-from rejoinder.worker.retry import each_until
+from rejoinder.worker.retry import entry_until
 
 log = structlog.get_logger(__name__)
 
@@ -21,24 +21,45 @@ class Replier:
         self._topic = topic
         self._batcher: Batcher[Outgoing, str | AdapterError] = Batcher(self._flush)
 
-    async def publish(self, message: Message, answer: Answer) -> None:
+    async def publish(self, message: Message, answer: Answer, wanted: Callable[[], bool] = lambda: True) -> None:
         """Make the answer to `message` durable. When it returns, the message may be acked.
 
+        Args:
+            message: The request's delivery.
+            answer: What to publish.
+            wanted: Asked before each try whether the answer is still to be given.
+
         Raises:
+            LeaseLost: it is not wanted any more; it was not published, or not that one knows.
             AdapterError: the broker refuses the response for good (permission, topic gone).
         """
-        outcome = await self._batcher.submit(self._outgoing(message, answer))
+        outcome = await self._submit(message, answer, wanted)
         if isinstance(outcome, TooLarge):
             log.error("response_too_large", message_id=message.id, response_id=answer.response_id, error=str(outcome))
-            outcome = await self._batcher.submit(self._outgoing(message, _too_large(answer, str(outcome))))
+            outcome = await self._submit(message, _too_large(answer, str(outcome)), wanted)
         if isinstance(outcome, TooLarge):
             # The sender's metadata alone is too large for the response broker: response_id still names the request.
-            outcome = await self._batcher.submit(self._outgoing(message, _too_large(answer, str(outcome), bare=True)))
+            outcome = await self._submit(message, _too_large(answer, str(outcome), bare=True), wanted)
         if isinstance(outcome, AdapterError):
             raise outcome
 
+    async def abort(self) -> None:
+        """Publish nothing more. What is under way may or may not arrive."""
+        await self._batcher.abort()
+
+    async def _submit(self, message: Message, answer: Answer, wanted: Callable[[], bool]) -> str | AdapterError:
+        outgoing = self._outgoing(message, answer)
+
+        async def one_try() -> str | AdapterError:
+            return await self._batcher.submit(outgoing) if wanted() else LeaseLost("the answer is not wanted any more")
+
+        return await entry_until("publish", one_try)
+
     async def _flush(self, batch: Sequence[Outgoing]) -> list[str | AdapterError]:
-        return await each_until("publish", self._topic.publish, batch)
+        try:
+            return await self._topic.publish(batch)
+        except Transient as exc:
+            return [exc] * len(batch)
 
     @staticmethod
     def _outgoing(message: Message, answer: Answer) -> Outgoing:

@@ -62,8 +62,13 @@ class RetryPolicy:
         return "answer_and_leave" if leave else "answer_and_ack"
 
     def exhausted(self, attempt: int | None) -> bool:
-        """Whether this delivery comes after the last allowed one: earlier ones ended without an answer."""
-        return attempt is not None and attempt > self.cap
+        """Whether to give a message up without running it.
+
+        A delivery past the cap means that earlier ones ended unseen, with their worker or their lease. One of them may
+        have answered and lost only its ack, and then running it again says the same while giving up would contradict
+        it. So it is run again, up to as many deliveries more: what kills its worker each time comes to an end too.
+        """
+        return attempt is not None and attempt > 2 * self.cap
 
 
 def _warn(what: str) -> Callable[[RetryCallState], None]:
@@ -101,6 +106,36 @@ async def call_until(what: str, call: Callable[[], Awaitable[Success]], *, limit
         reraise=True,
     )
     return await retrying(one_try)
+
+
+async def entry_until(
+    what: str, submit: Callable[[], Awaitable[Success | AdapterError]], *, limit: float | None = None
+) -> Success | AdapterError:
+    """Submit one entry until its outcome is not `Transient`, with backoff; return that outcome.
+
+    Each entry is tried again by itself: one that the broker never takes holds up no other.
+
+    Args:
+        what: The call's name, for the log.
+        submit: One try.
+        limit: Seconds after which a `Transient` outcome is returned; None: never.
+    """
+    outcome = await submit()
+    if not isinstance(outcome, Transient):  # the usual case, without tenacity's machinery
+        return outcome
+
+    async def one_try() -> Success | AdapterError:
+        return await submit()
+
+    retrying = AsyncRetrying(
+        retry=retry_if_result(lambda result: isinstance(result, Transient)),
+        wait=_BACKOFF,
+        stop=stop_never if limit is None else stop_after_delay(limit),
+        before_sleep=_warn(what),
+        retry_error_callback=lambda state: state.outcome.result() if state.outcome is not None else None,
+    )
+    result: Success | AdapterError = await retrying(one_try)
+    return result
 
 
 async def each_until(

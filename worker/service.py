@@ -15,13 +15,15 @@ from rejoinder.worker.engines.protocol import Engine
 from rejoinder.worker.errors import EngineGone
 from rejoinder.worker.handler import Handler
 from rejoinder.worker.reply import Replier
-from rejoinder.worker.retry import RetryPolicy
+from rejoinder.worker.retry import RetryPolicy, call_until
 from rejoinder.worker.settings import Settings
 from rejoinder.worker.slots import Slots
 
 log = structlog.get_logger(__name__)
 
 REPORT_SECONDS = 10.0
+# A broker that is busy when the worker starts is waited for this long; one that is wrong is not.
+START_SECONDS = 60.0
 
 
 class StopSignals:
@@ -69,7 +71,7 @@ async def serve(settings: Settings, signals: StopSignals | None = None, engine: 
     with contextlib.nullcontext() if signals else own.installed():
         async with open_subscription(settings.requests) as subscription, open_topic(settings.responses) as topic:
             # Asked before the model is loaded: a queue that cannot be read should cost no minutes.
-            backlog = await subscription.backlog()
+            backlog = await call_until("backlog", subscription.backlog, limit=START_SECONDS)
             log.info("worker_starting", engine=settings.engine_name, model=settings.model, waiting=backlog.waiting)
             engine = engine or create_engine(settings)
             try:

@@ -3,17 +3,18 @@
 Only the consumer calls this, and nothing else acks or lets go: what becomes of a message is decided here.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 import structlog
 
-from rejoinder.adapters import AdapterError, LeaseLost, Message, Subscription
+from rejoinder.adapters import AdapterError, LeaseLost, Message, Subscription, Transient
 from rejoinder.worker.batcher import Batcher
 from rejoinder.worker.handler import Answer
 from rejoinder.worker.held import Counts, Held
 from rejoinder.worker.lease import LeaseKeeper
 from rejoinder.worker.reply import Replier
-from rejoinder.worker.retry import RetryPolicy, each_until
+from rejoinder.worker.retry import RetryPolicy, each_until, entry_until
 
 log = structlog.get_logger(__name__)
 
@@ -58,14 +59,17 @@ class Settlement:
         if action == "retry":
             await self._retry_later(held, answer)
             return
-        await self._replier.publish(message, answer)
+        try:
+            await self._replier.publish(message, answer, lambda: not held.abandoned)
+        except LeaseLost:
+            return  # said already, where the lease was found lost
         self._counts.answered += 1
         self._counts.failed += answer.status_code >= 400
         self._keeper.release(held.lease)  # a renewal after the ack would only find the lease gone
         if action == "answer_and_leave":
             await self.let_go([message], 0)
         else:
-            outcome = await self._acks.submit(message)
+            outcome = await entry_until("ack", lambda: self._acks.submit(message), limit=ACK_LIMIT)
             if outcome is not None:
                 # Answered, yet the message may come back: its answer will carry the same response_id.
                 log.warning("ack_failed", message_id=message.id, response_id=answer.response_id, error=str(outcome))
@@ -93,18 +97,37 @@ class Settlement:
             delay=round(delay, 2),
         )
 
-    async def _ack(self, messages: Sequence[Message]) -> list[AdapterError | None]:
-        return await each_until("ack", self._subscription.ack, messages, limit=ACK_LIMIT)
+    async def _ack(self, messages: Sequence[Message]) -> Sequence[AdapterError | None]:
+        try:
+            return await self._subscription.ack(messages)
+        except Transient as exc:
+            return [exc] * len(messages)
 
-    async def let_go(self, messages: Sequence[Message], seconds: float) -> None:
-        """Make messages available again in `seconds`. If the broker cannot be told, their leases run out instead."""
+    async def abort(self) -> None:
+        """Publish and ack nothing more. What is under way may or may not arrive."""
+        await self._replier.abort()
+        await self._acks.abort()
+
+    async def let_go(self, messages: Sequence[Message], seconds: float, *, limit: float | None = None) -> None:
+        """Make messages available again in `seconds`. If the broker cannot be told, their leases run out instead.
+
+        Args:
+            messages: Held ones.
+            seconds: From now; 0: at once.
+            limit: Seconds to try for. Default: as long as a lease lasts, for then it has run out.
+        """
 
         async def call(items: Sequence[Message]) -> list[AdapterError | None]:
             return await self._subscription.set_lease(items, seconds)
 
         if not messages:
             return
-        outcomes = await each_until("set_lease", call, messages, limit=self._subscription.lease_seconds)
+        limit = self._subscription.lease_seconds if limit is None else limit
+        try:
+            async with asyncio.timeout(limit + 1.0):  # a call that never answers counts too
+                outcomes = await each_until("set_lease", call, messages, limit=limit)
+        except TimeoutError:
+            outcomes = [Transient("the broker did not answer")] * len(messages)
         for message, outcome in zip(messages, outcomes, strict=True):
             if outcome is not None and not isinstance(outcome, LeaseLost):
                 log.warning("let_go_failed", message_id=message.id, error=str(outcome))

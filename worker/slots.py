@@ -29,6 +29,7 @@ class Slots:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
+        self.wake()
         try:
             await future
         except asyncio.CancelledError:

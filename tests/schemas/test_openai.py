@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from rejoinder.schemas.openai import BODIES, MAX_SEQUENCES, MAX_STOPS, ChatCompletionRequest, CompletionRequest
-from rejoinder.schemas.problems import first_problem
+from rejoinder.schemas.problems import Problem, check, first_problem
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -155,3 +155,19 @@ def test_what_clients_send_unasked_is_taken() -> None:
     assert chat.max_new_tokens == 5
     message, _ = refuse(ChatCompletionRequest, {"messages": HELLO, "max_tokens": 1, "max_completion_tokens": 1})
     assert "max_completion_tokens" in message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": [1.5] * 1_000_000},
+        {"prompt": [[1.5] * 1_000_000]},
+        {"prompt": "x", **{f"k{n}": n for n in range(1_000_000)}},
+    ],
+    ids=["items", "nested", "fields"],
+)
+def test_a_million_faults_are_one_error(body: Any) -> None:
+    with pytest.raises(Problem) as caught:
+        check(CompletionRequest, body)
+    cause = caught.value.__cause__
+    assert not isinstance(cause, ValidationError) or cause.error_count() < 10

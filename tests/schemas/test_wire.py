@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rejoinder.schemas.envelope import Request, parse_request, write_response
-from rejoinder.schemas.wire import MAX_NESTING, WireError, read_object, write_json
+from rejoinder.schemas.reading import MAX_NESTING
+from rejoinder.schemas.wire import WireError, peek_metadata, read_object, write_json
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -71,12 +73,8 @@ def test_a_lone_surrogate_survives() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b'{"metadata":{},"body":Infinity}', "Infinity"),
-        (b'{"metadata":{},"body":-Infinity}', "-Infinity"),
-        (b'{"metadata":{},"body":[NaN]}', "NaN"),
-        (b'{"metadata":{},"body":1e999}', "too large"),
-        (b'{"metadata":{},"body":-1e999}', "too large"),
-        (b'{"metadata":{},"body":' + b"9" * 5000 + b"}", "4300 digits"),
+        (b'{"metadata":{"x":NaN},"body":1}', "NaN"),
+        (b'{"body":NaN,"metadata":{}}', "NaN"),
         (b'{"metadata":{},"body":01}', "JSON"),
         (b'{"metadata":{},"body":1,}', "JSON"),
         (b'{"metadata":{},,"body":1}', "JSON"),
@@ -189,3 +187,63 @@ def test_an_envelope_s_fault_names_its_field(fields: dict[str, Any], param: str)
 def test_null_options_and_locations_are_absent_ones() -> None:
     request = parse_request(request_bytes(options=None, input_location=None, path=None)).request
     assert request == Request(metadata={}, body=1)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("Infinity", "Infinity"),
+        ("-Infinity", "-Infinity"),
+        ("[NaN]", "NaN"),
+        ("1e999", "too large"),
+        ("-1e999", "too large"),
+        ("9" * 5000, "4300 digits"),
+        ("[" * 200 + "]" * 200, "nests deeper"),
+        ("[" * 100_000, "nests deeper"),
+    ],
+)
+def test_a_body_that_cannot_be_taken_still_gives_the_metadata_back(value: str, message: str) -> None:
+    with pytest.raises(WireError, match=message) as caught:
+        parse_request(b'{"metadata":{"id":7},"body":' + value.encode() + b"}")
+    assert caught.value.metadata == '{"id":7}'
+
+
+def test_metadata_that_nests_too_deeply_is_not_given_back() -> None:
+    with pytest.raises(WireError, match="nests deeper") as caught:
+        parse_request(b'{"metadata":{"a":' + b"[" * 200 + b"]" * 200 + b'},"body":1}')
+    assert caught.value.metadata is None
+
+
+def test_a_string_that_nothing_closes_costs_no_quadratic_time() -> None:
+    # Quadratic, this is hours; the suite's limit for a test is the assertion.
+    data = b'{"metadata":{},"body":' + b"[" * 200 + b'"' + b'\\"' * 2_000_000
+    with pytest.raises(WireError):
+        parse_request(data)
+
+
+def test_a_million_unknown_options_are_one_error() -> None:
+    options = {f"k{n}": n for n in range(1_000_000)}
+    data = request_bytes(options=options)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    parse_options_only = json.loads(data)  # what reading alone costs
+    reading = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    del parse_options_only
+    with pytest.raises(WireError, match="k0 is not a supported option"):
+        parse_request(data)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert after < 3 * reading + 100_000  # KiB; an error of each took over a gigabyte
+
+
+@pytest.mark.parametrize(
+    ("data", "limit", "metadata"),
+    [
+        (b'{"path":"/x","metadata":{"id":7},"body":"' + b"x" * 1000, 100, '{"id":7}'),
+        (b'{"metadata":{"id":7},"body":"' + b"x" * 1000, 10, None),
+        (b'{"body":"' + b"x" * 1000 + b'","metadata":{"id":7}}', 100, None),
+        (b'{"metadata":7,"body":1}', 100, None),
+        (b"\xff\xff", 100, None),
+        (b"", 100, None),
+    ],
+)
+def test_metadata_is_peeked_at_in_the_first_bytes_only(data: bytes, limit: int, metadata: str | None) -> None:
+    assert peek_metadata(data, limit) == metadata

@@ -36,14 +36,19 @@ async def test_the_trace_context_travels() -> None:
         assert "other" not in it.got[0][1].attributes
 
 
-async def test_a_message_is_acked_only_after_its_response_is_published() -> None:
-    async with bench() as it:
+async def test_a_message_is_acked_only_after_its_response_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with bench(start=False) as it, flaky(it, monkeypatch) as (subscription, topic):
+        it.engine.open = True
+        topic.hang.add("publish")
         await it.send("a")
-        await until(lambda: it.engine.running)
+        it.start()
+        await until(lambda: "publish" in topic.calls)
+        assert "ack" not in subscription.calls
         assert (await it.subscription.backlog()).held == 1
-        it.engine.release("a")
+        topic.hang.clear()
         await it.responses_until(1)
         await until_empty(it)
+        assert "ack" in subscription.calls
 
 
 async def test_no_more_is_held_than_slots_and_prefetch() -> None:
@@ -168,16 +173,16 @@ async def test_after_the_last_attempt_a_dead_letter_policy_gets_the_message() ->
         assert len(it.engine.started) == 2
 
 
-async def test_a_delivery_past_the_cap_is_answered_without_running() -> None:
+async def test_a_message_whose_deliveries_all_end_unseen_is_given_up() -> None:
     async with bench(start=False, max_attempts=2) as it:
         await it.send("a")
-        for _ in range(2):  # two workers that died with it
+        for _ in range(4):  # workers that died with it, twice as many as attempts are allowed
             (message,) = await it.subscription.receive(1, 5)
             await it.subscription.set_lease([message], 0)
         it.start()
         (response,) = await it.responses_until(1)
         assert response["status_code"] == 503
-        assert "2 attempts" in response["body"]["error"]["message"]
+        assert "4 deliveries" in response["body"]["error"]["message"]
         assert it.engine.started == []
 
 

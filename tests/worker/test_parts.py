@@ -13,7 +13,7 @@ from rejoinder.worker.engines.echo import EchoEngine
 from rejoinder.worker.handler import response_id
 from rejoinder.worker.lease import LeaseKeeper
 from rejoinder.worker.pace import Pace
-from rejoinder.worker.retry import RetryPolicy, call_until, each_until
+from rejoinder.worker.retry import RetryPolicy, call_until, each_until, entry_until
 from rejoinder.worker.slots import Slots
 
 # ------------------------------------------------------------------------------------------------------ batcher
@@ -37,7 +37,39 @@ async def test_while_one_batch_is_under_way_the_next_gathers() -> None:
     gate.set()
     assert await asyncio.gather(*tasks) == [n * 10 for n in range(10)]
     assert batches == [[0, 1, 2], [3, 4, 5, 6], [7, 8, 9]]
-    await batcher.close()
+
+
+async def test_what_is_submitted_as_the_last_batch_ends_is_not_stranded() -> None:
+    async def flush(batch: Sequence[int]) -> list[int]:
+        return list(batch)
+
+    batcher: Batcher[int, int] = Batcher(flush, concurrency=1)
+
+    async def chain(turns: int) -> None:
+        await batcher.submit(0)
+        for _ in range(turns):  # the turn in which the drain's task is done and not yet forgotten is among these
+            await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            await batcher.submit(1)
+
+    for turns in range(6):
+        await chain(turns)
+
+
+async def test_an_aborted_batcher_cancels_what_has_no_outcome() -> None:
+    started = asyncio.Event()
+
+    async def flush(batch: Sequence[int]) -> list[int]:
+        started.set()
+        await asyncio.Event().wait()
+        return list(batch)
+
+    batcher: Batcher[int, int] = Batcher(flush, max_items=1, concurrency=1)
+    tasks = [asyncio.create_task(batcher.submit(n)) for n in range(3)]
+    await started.wait()
+    await batcher.abort()
+    await asyncio.wait(tasks, timeout=5)
+    assert all(task.cancelled() for task in tasks)
 
 
 async def test_a_flush_that_raises_fails_its_own_batch_only() -> None:
@@ -86,7 +118,9 @@ def test_delays_grow_are_jittered_and_end_at_the_cap() -> None:
         (3, None, 1, "retry", False),
         (3, None, 2, "retry", False),
         (3, None, 3, "answer_and_ack", False),
-        (3, None, 4, "answer_and_ack", True),
+        (3, None, 4, "answer_and_ack", False),
+        (3, None, 6, "answer_and_ack", False),
+        (3, None, 7, "answer_and_ack", True),
         (3, 5, 3, "answer_and_ack", False),
         (9, 5, 4, "retry", False),
         (9, 5, 5, "answer_and_leave", False),
@@ -117,6 +151,17 @@ async def test_only_transient_entries_are_tried_again() -> None:
     assert (a, b) == ("a", "b")
     assert isinstance(c, Denied)
     assert calls == [[1, 2, 3], [2], [2]]
+
+
+async def test_an_entry_is_tried_again_by_itself() -> None:
+    outcomes: list[str | AdapterError] = [Transient("busy"), Transient("busy"), "id"]
+
+    async def submit() -> str | AdapterError:
+        return outcomes.pop(0)
+
+    assert await entry_until("test", submit) == "id"
+    outcomes = [Transient("busy")] * 3
+    assert isinstance(await entry_until("test", submit, limit=0.0), Transient)
 
 
 async def test_a_limit_ends_the_trying() -> None:
@@ -229,7 +274,7 @@ async def test_the_keeper_renews_in_batches_and_lets_go_of_what_is_released() ->
                 calls.append(len(messages))
                 return await subscription.set_lease(messages, seconds)
 
-        keeper = LeaseKeeper(Watched())
+        keeper = LeaseKeeper(Watched(), 1000.0)
         loop = asyncio.get_running_loop()
         leases = [keeper.hold(message, loop.time(), lambda: None) for message in messages]
         running = asyncio.create_task(keeper.run())
@@ -244,5 +289,23 @@ async def test_the_keeper_renews_in_batches_and_lets_go_of_what_is_released() ->
             assert loop.time() < deadline
             await asyncio.sleep(0.01)
         assert calls == [49]
+        running.cancel()
+        await asyncio.wait({running})
+
+
+async def test_a_message_is_not_renewed_for_ever() -> None:
+    url = fresh_url()
+    async with open_topic(url) as topic, open_subscription(url + "?lease=0.3") as subscription:
+        await topic.publish([Outgoing(b"x")])
+        (message,) = await subscription.receive(1, 1)
+        lost = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        keeper = LeaseKeeper(subscription, max_hold=0.8)
+        keeper.hold(message, loop.time(), lost.set)
+        running = asyncio.create_task(keeper.run())
+        async with asyncio.timeout(10):
+            await lost.wait()
+            (again,) = await subscription.receive(1, 5)
+        assert again.attempt == 2
         running.cancel()
         await asyncio.wait({running})
