@@ -57,7 +57,10 @@ class Misbehaving:
         raise ERRORS[name]
 
     async def crashes(self, message):
-        raise RuntimeError(message)
+        try:
+            int(message)
+        except ValueError as exc:
+            raise RuntimeError(message) from exc
 
     async def gone_now(self, message):
         raise EngineGone(message)
@@ -65,6 +68,10 @@ class Misbehaving:
     async def ends(self, _):
         self.gone.set()
         return await self.waits(None)
+
+    async def fails_with_all(self, _):
+        self.gone.set()
+        raise Unavailable("the whole batch failed")
 
     async def exits(self, status):
         os._exit(status)
@@ -95,6 +102,11 @@ class Misbehaving:
 
     async def holds_gil(self, seconds):
         ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+        return "awake"
+
+    async def holds_gil_until(self, fifo):
+        with Path(fifo).open("rb", buffering=0) as file:  # noqa: ASYNC230  # blocking is the point
+            ctypes.PyDLL(None).read(file.fileno(), ctypes.create_string_buffer(1), 1)
         return "awake"
 
     async def stops_itself(self, _):
