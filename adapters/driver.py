@@ -69,9 +69,11 @@ class Subscription(Protocol):
 
         Returns as soon as there is any message, without waiting for `limit`; an empty list after `wait` seconds
         without one. May return fewer than there are, by the size of their bodies: what one receive can hold in memory
-        is bounded by the adapter, and it is at least one message. Until its lease ends, a message is received by nobody else. When the lease ends without an ack,
-        the message becomes available again with `attempt` one higher. A message delivered `max_attempts` times is
-        not delivered again: it moves to the dead-letter queue, body and attributes unchanged.
+        is bounded by the adapter, and it is at least one message.
+
+        Until its lease ends, a message is received by nobody else. When the lease ends without an ack, the message
+        becomes available again with `attempt` one higher. A message delivered `max_attempts` times is not delivered
+        again: it moves to the dead-letter queue, body and attributes unchanged.
 
         Cancelling `receive` loses nothing: what was leased for it is let go at once.
 

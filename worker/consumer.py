@@ -13,7 +13,7 @@ import structlog
 
 from rejoinder.adapters import AdapterError, Message, Subscription
 from rejoinder.worker.errors import EngineGone, TimedOut
-from rejoinder.worker.handler import Answer, Handler, Job, exhausted, refusal
+from rejoinder.worker.handler import Answer, Handler, exhausted, refusal
 from rejoinder.worker.held import Counts, Held, Stage
 from rejoinder.worker.lease import LeaseKeeper
 from rejoinder.worker.logs import places
@@ -205,17 +205,19 @@ class Consumer:
         if self._policy.exhausted(message.attempt):
             # Earlier deliveries ended with their worker or their lease: running it again could end this one too.
             return exhausted(2 * self._policy.cap, job.metadata, job.engine_request.response_id)
+        latest = held.received + self._max_hold
+        if not self._slots.try_acquire():
+            try:
+                async with asyncio.timeout_at(latest):
+                    await self._slots.acquire()
+            except TimeoutError:
+                error = TimedOut(f"held for {self._max_hold:g} s without being started")
+                return refusal(error, job.metadata, job.engine_request.response_id)
         try:
-            async with asyncio.timeout_at(held.received + self._max_hold):
-                return await self._run(held, job)
-        except TimeoutError:
-            error = TimedOut(f"held for {self._max_hold:g} s without a result")
-            return refusal(error, job.metadata, job.engine_request.response_id)
-
-    async def _run(self, held: Held, job: Job) -> Answer:
-        async with self._slots:
             held.stage = Stage.RUNNING
-            answer = await self._handler.run(job)
+            answer = await self._handler.run(job, latest)
+        finally:
+            self._slots.release()
         self._pace.completed(asyncio.get_running_loop().time())
         return answer
 

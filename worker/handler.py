@@ -152,22 +152,28 @@ class Handler:
         _check_expiry(job)
         return job
 
-    async def run(self, job: Job) -> Answer:
+    async def run(self, job: Job, latest: float) -> Answer:
         """Run a job to its answer; an error is an answer too.
+
+        Args:
+            job: What `accept` returned.
+            latest: The loop's time by which it must have ended, whatever its own timeout.
 
         Raises:
             EngineGone: the engine will not come back; nothing is known of the request.
         """
         name = job.engine_request.response_id
         limit = float(job.options.invocation_timeout_seconds or self._invocation_timeout)
+        ends = asyncio.get_running_loop().time() + limit
         try:
             _check_expiry(job)
-            async with asyncio.timeout(limit) as timer:
+            async with asyncio.timeout_at(min(ends, latest)) as timer:
                 body = await self._engine.generate(job.engine_request)
         except TimeoutError as exc:
             if not timer.expired():  # not ours: something inside the engine timed out
                 return refusal(_failed(exc, name), job.metadata, name)
-            error = TimedOut(f"inference took longer than invocation_timeout_seconds, {limit:g} s")
+            reason = f"inference took longer than invocation_timeout_seconds, {limit:g} s"
+            error = TimedOut(reason if ends <= latest else "the request was held for as long as the worker may hold it")
             return refusal(error, job.metadata, name)
         except RequestError as exc:
             return refusal(exc, job.metadata, name)

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import deque
-from types import TracebackType
 
 from rejoinder.worker.engines.protocol import Engine
 
@@ -23,9 +22,16 @@ class Slots:
         """The engine's capacity now."""
         return self._engine.capacity
 
-    async def __aenter__(self) -> None:
+    def try_acquire(self) -> bool:
+        """Take a slot if one is free now and nobody waits for it."""
         if self.used < self.capacity and not self._waiting:
             self.used += 1
+            return True
+        return False
+
+    async def acquire(self) -> None:
+        """Wait for a slot and take it."""
+        if self.try_acquire():
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
@@ -34,17 +40,13 @@ class Slots:
             await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
-                self._release()  # the slot was handed over just before
+                self.release()  # the slot was handed over just before
             elif future in self._waiting:
                 self._waiting.remove(future)
             raise
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._release()
-
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Give a slot back."""
         self.used -= 1
         self.wake()
 

@@ -202,9 +202,10 @@ async def test_slots_follow_the_capacity_and_are_given_in_order() -> None:
     leave = asyncio.Event()
 
     async def work(n: int) -> None:
-        async with slots:
-            order.append(n)
-            await leave.wait()
+        await slots.acquire()
+        order.append(n)
+        await leave.wait()
+        slots.release()
 
     tasks = [asyncio.create_task(work(n)) for n in range(4)]
     await asyncio.sleep(0)
@@ -227,8 +228,8 @@ async def test_a_slot_handed_to_a_cancelled_waiter_is_not_lost() -> None:
     slots = Slots(engine)
 
     async def work() -> None:
-        async with slots:
-            raise AssertionError("cancelled before")
+        await slots.acquire()
+        raise AssertionError("cancelled before")
 
     waiter = asyncio.create_task(work())
     await asyncio.sleep(0)
