@@ -8,7 +8,7 @@ import typer
 
 from rejoinder.cli.errors import ExitCode
 from rejoinder.cli.progress import counting
-from rejoinder.cli.running import results, run, say
+from rejoinder.cli.running import refuse_memory, results, run, say
 from rejoinder.client.consume import Received, responses
 from rejoinder.client.lines import one_line
 
@@ -29,6 +29,7 @@ def consume(
     Each is acked when its line is written. At least once: after a crash some may come again, as other deliveries of
     the same response. The exit code is 3 where fewer than --count came before the timeout.
     """
+    refuse_memory(responses)
     seen = run(_consume(responses, count, timeout, attributes=attributes))
     if count is not None and seen < count:
         say(f"rejoinder consume: {seen} of {count} responses came, then none for {timeout:g} seconds")

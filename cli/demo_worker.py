@@ -79,7 +79,9 @@ class DemoWorker:
 
 @asynccontextmanager
 async def start_worker(model: str, requests: str, responses: str, log: Path) -> AsyncIterator[DemoWorker]:
-    """Start a worker on the two queues; whatever happens, none is left behind.
+    """Start a worker on the two queues; it ends with the context, however that ends.
+
+    Only if the demo itself is killed with SIGKILL, the worker stays, until somebody ends it.
 
     Args:
         model: As `rejoinder worker --model` takes it.

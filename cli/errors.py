@@ -24,6 +24,8 @@ class Failure(Exception):
 def failure_of(exc: Exception) -> Failure | None:
     """What to tell the user of `exc`; None for what no user can cause: a bug, whose traceback is wanted."""
     # Imported here: `--help` needs none of it.
+    import sqlite3  # noqa: PLC0415
+
     from rejoinder.adapters.errors import AdapterError, BadURL  # noqa: PLC0415
 
     if isinstance(exc, Failure):
@@ -32,8 +34,8 @@ def failure_of(exc: Exception) -> Failure | None:
         return Failure(str(exc), ExitCode.USAGE)
     if isinstance(exc, AdapterError):
         return Failure(str(exc) or type(exc).__name__)
-    if isinstance(exc, OSError) and exc.filename is not None:
-        return Failure(f"cannot open {exc.filename}: {exc.strerror}")
+    if isinstance(exc, sqlite3.Error):  # of join's index: an adapter's own are AdapterErrors
+        return Failure(f"the temporary index cannot be kept: {exc} (TMPDIR names another directory for it)")
     if isinstance(exc, OSError):
-        return Failure(str(exc))
+        return Failure(str(exc) if exc.filename is None else f"cannot open {exc.filename}: {exc.strerror}")
     return None

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 import sys
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 
 from rejoinder.cli.errors import ExitCode, Failure
 from rejoinder.cli.progress import counting
-from rejoinder.cli.running import results, run, say
+from rejoinder.cli.running import refuse_memory, results, run, say
 from rejoinder.client.index import Kind
 from rejoinder.client.join import Join, Lines
 
@@ -39,7 +40,8 @@ def join(
     succeeded is taken.
 
     From a URL, responses are kept in REQUESTS.responses before they are acked, until every request has one: the same
-    command, given again, goes on from there.
+    command, given again, goes on from there. It takes all responses of the queue: where some of them answer no request
+    of REQUESTS, the file stays, for they are nowhere else.
 
     Exit codes: 3 where requests are unanswered; 1 where a line is malformed, two requests have the same metadata, or
     a request got responses that differ.
@@ -59,8 +61,8 @@ def join(
             raise Failure("requests from a pipe can be joined only with a file of responses", ExitCode.USAGE)
         _write(joining, output)
         code = _report(joining, show or [])
-    if code is ExitCode.DONE and "://" in responses:
-        _kept(requests).unlink()  # else it is what the next run goes on from, and what the line numbers speak of
+        if code is ExitCode.DONE and "://" in responses:
+            _drop_kept(requests, joining)
     raise typer.Exit(code)
 
 
@@ -68,7 +70,20 @@ def _kept(requests: Path) -> Path:
     return requests.with_name(f"{requests.name}.responses")
 
 
+def _drop_kept(requests: Path, joining: Join) -> None:
+    """Delete the kept responses, while the lock on them is held; unless somebody else's are among them.
+
+    In any other case than success they stay: the next run goes on from them, and the line numbers speak of them.
+    """
+    if unmatched := joining.counts[Kind.UNMATCHED]:
+        which = "1 response answers" if unmatched == 1 else f"{unmatched} responses answer"
+        say(f"{which} none of these requests and may be somebody else's: all are kept in {_kept(requests)}")
+    else:
+        _kept(requests).unlink()
+
+
 def _receive(requests: Path, url: str, on: list[str], timeout: float | None, stack: ExitStack) -> Join:
+    refuse_memory(url)
     from rejoinder.client.collect import collect, open_kept  # noqa: PLC0415  # a join of two files needs no broker
 
     kept = stack.enter_context(open_kept(_kept(requests)))
@@ -95,7 +110,7 @@ def _write(joining: Join, output: Path | None) -> None:
             out.write(line)
             out.write(b"\n")
         out.flush()
-        if output is not None and output.is_file():
+        if stat.S_ISREG(os.fstat(out.fileno()).st_mode):
             os.fsync(out.fileno())  # before the kept responses go
 
 

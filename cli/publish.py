@@ -10,7 +10,7 @@ import typer
 
 from rejoinder.cli.errors import ExitCode
 from rejoinder.cli.progress import Count, counting
-from rejoinder.cli.running import results, run, say
+from rejoinder.cli.running import refuse_memory, results, run, say
 from rejoinder.client.lines import stream_lines
 from rejoinder.client.publish import Outcome, Publisher
 
@@ -25,6 +25,7 @@ def publish(
     The ids come in the order of the lines, each when its request is durable. A line that is not a request is reported
     and left out; the others are sent, and the exit code is 1. Blank lines are skipped.
     """
+    refuse_memory(requests)
     with nullcontext(sys.stdin.buffer) if str(file) == "-" else file.open("rb") as source:
         failed = run(_publish(requests, source.fileno(), check=not raw))
     if failed:

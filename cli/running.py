@@ -8,6 +8,8 @@ from typing import Any, BinaryIO, TypeVar
 
 import typer
 
+from rejoinder.cli.errors import ExitCode, Failure
+
 T = TypeVar("T")
 
 TERMINATED = 128 + signal.SIGTERM
@@ -31,6 +33,16 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(until_terminated())
     except asyncio.CancelledError:
         raise typer.Exit(TERMINATED) from None
+
+
+def refuse_memory(url: str) -> None:
+    """Refuse a queue that nobody else can see.
+
+    Raises:
+        Failure: it is one.
+    """
+    if url.partition("://")[0] == "memory":
+        raise Failure(f"{url} is inside this process and gone with it: no worker can see it", ExitCode.USAGE)
 
 
 def results() -> BinaryIO:

@@ -1,5 +1,7 @@
 """Responses from a broker into a file, durable there before they are acked: what `join` reads when given a URL."""
 
+import errno
+import fcntl
 import os
 from collections.abc import Callable
 from contextlib import aclosing
@@ -16,12 +18,13 @@ BLOCK = 1 << 16
 def open_kept(path: Path) -> BinaryIO:
     """Open the file of kept responses to append to it, without the half line that a crash may have left.
 
-    What is dropped was not acked, and comes again.
+    What is dropped was not acked, and comes again. The file is locked until it is closed: another join would take a
+    line that is just being written for such a half.
 
     Raises:
-        OSError: it cannot be opened or written.
+        OSError: it cannot be opened or written, or another process has it.
     """
-    file = path.open("a+b")
+    file = _locked(path)
     end = file.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - BLOCK)
@@ -34,6 +37,28 @@ def open_kept(path: Path) -> BinaryIO:
     file.truncate(end)
     _sync_directory(path.absolute().parent)
     return file
+
+
+def _locked(path: Path) -> BinaryIO:
+    while True:
+        file = path.open("a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(file, path):
+                return file
+        except OSError as exc:
+            file.close()
+            if exc.errno == errno.EWOULDBLOCK:
+                raise OSError(errno.EWOULDBLOCK, "another join is writing to it", str(path)) from exc
+            raise
+        file.close()  # its owner finished and deleted it in between: what is written to it would be lost
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 async def collect(

@@ -189,8 +189,8 @@ def _response(line: Line) -> dict[str, Any]:
     if not isinstance(response, dict):
         raise Malformed("it is not a JSON object")
     status = response.get("status_code")
-    if not isinstance(status, int) or isinstance(status, bool):
-        raise Malformed("status_code is missing or not an integer")
+    if not isinstance(status, int) or isinstance(status, bool) or not 100 <= status <= 599:
+        raise Malformed("status_code is missing or not an integer from 100 to 599")
     if "metadata" not in response:
         raise Malformed("metadata is missing")
     return response

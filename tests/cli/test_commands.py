@@ -1,44 +1,12 @@
 """publish, consume and join, as a user runs them on an embedded broker."""
 
 import json
-import re
 import signal
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 from command import rejoinder, start
-
-REQUESTS = "sqlite:///work.db?queue=requests"
-RESPONSES = "sqlite:///work.db?queue=responses"
-
-
-def request(number: int) -> bytes:
-    return b'{"metadata": {"n": %d}, "body": {"prompt": "x"}}' % number
-
-
-def response(number: int, status: int = 200) -> bytes:
-    return b'{"status_code":%d,"metadata":{"n":%d},"body":null}' % (status, number)
-
-
-def lines(*values: bytes) -> bytes:
-    return b"".join(value + b"\n" for value in values)
-
-
-def counts(stderr: bytes) -> dict[str, int]:
-    """The numbers of the summary."""
-    return {name: int(number) for name, number in re.findall(r"^(\w+) +(\d+)$", stderr.decode(), re.MULTILINE)}
-
-
-def publish(cwd: Path, url: str, *bodies: bytes) -> list[str]:
-    done = rejoinder("publish", "--raw", "--requests", url, cwd=cwd, stdin=lines(*bodies))
-    assert done.returncode == 0, done.stderr
-    return done.stdout.decode().split()
-
-
-def consume(cwd: Path, url: str, *args: str) -> subprocess.CompletedProcess[bytes]:
-    return rejoinder("consume", "--responses", url, *args, cwd=cwd)
+from queues import REQUESTS, RESPONSES, consume, counts, lines, publish, request, response
 
 
 def test_publish_prints_the_ids_in_order_and_consume_gives_the_lines_back(tmp_path) -> None:
@@ -180,21 +148,16 @@ def test_join_does_not_overwrite_what_it_reads(tmp_path) -> None:
         assert (tmp_path / name).read_bytes()
 
 
-def test_join_from_a_url_goes_on_where_it_stopped(tmp_path) -> None:
-    (tmp_path / "requests").write_bytes(lines(*map(request, range(3))))
-    kept = tmp_path / "requests.responses"
-    publish(tmp_path, RESPONSES, response(2), response(0))
-    args = ("join", "requests", RESPONSES, "-o", "joined", "--timeout", "0.1")
-    done = rejoinder(*args, cwd=tmp_path)
-    assert done.returncode == 3
-    assert kept.read_bytes() == lines(response(2), response(0))
-    assert consume(tmp_path, RESPONSES, "--timeout", "0").stdout == b"", "they were acked"
-    publish(tmp_path, RESPONSES, response(1))
-    done = rejoinder(*args, cwd=tmp_path)
-    assert done.returncode == 0
-    assert counts(done.stderr)["joined"] == 3
-    assert (tmp_path / "joined").read_bytes() == lines(
-        *(b'{"request":' + request(n) + b',"response":' + response(n) + b"}" for n in range(3))
+@pytest.mark.parametrize(
+    "args", [("publish", "--requests"), ("consume", "--count", "0", "--responses"), ("join", "requests")]
+)
+def test_a_queue_inside_the_process_is_refused(tmp_path, args: tuple[str, ...]) -> None:
+    (tmp_path / "requests").write_bytes(request(1) + b"\n")
+    done = rejoinder(*args, "memory://x", cwd=tmp_path, stdin=request(1) + b"\n")
+    assert done.returncode == 2
+    assert done.stdout == b""
+    assert (
+        done.stderr.decode()
+        == f"rejoinder {args[0]}: memory://x is inside this process and gone with it: no worker can see it\n"
     )
-    assert not kept.exists()
-    assert rejoinder("join", "-", RESPONSES, cwd=tmp_path).returncode == 2
+    assert not (tmp_path / "requests.responses").exists()

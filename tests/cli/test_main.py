@@ -1,6 +1,7 @@
 """The entry point: help without imports, exit codes, one line for each error."""
 
 import os
+import sqlite3
 import subprocess
 import sys
 
@@ -113,3 +114,10 @@ def test_bugs_keep_their_traceback() -> None:
     failure = failure_of(Failure("no", ExitCode.INCOMPLETE))
     assert failure is not None
     assert failure.code == 3
+
+
+def test_a_full_disk_under_the_index_is_one_line() -> None:
+    failure = failure_of(sqlite3.OperationalError("database or disk is full"))
+    assert str(failure) == (
+        "the temporary index cannot be kept: database or disk is full (TMPDIR names another directory for it)"
+    )

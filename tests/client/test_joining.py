@@ -141,9 +141,10 @@ def test_malformed_lines_are_left_out_and_counted(tmp_path) -> None:
     result = Result(
         tmp_path,
         [b"nope", request({"id": 1}), [1], {"body": 1}, b"\xff", b"", request("x"), request({"id": 2})],
-        [b"{", 7, {"metadata": {}}, response({}, status=True), {"status_code": 200}, response({"id": 2})],
+        [b"{", 7, {"metadata": {}}, response({}, status=True), {"status_code": 200}, response({"id": 2})]
+        + [response({"id": 1}, status=status) for status in (99, 600, 10**30, -(10**30))],
     )
-    assert result.at(Kind.MALFORMED) == [1, 3, 4, 5, 7, 1, 2, 3, 4, 5]
+    assert result.at(Kind.MALFORMED) == [1, 3, 4, 5, 7, 1, 2, 3, 4, 5, 7, 8, 9, 10]
     assert result.answers == [None, "!"]
     assert result.at(Kind.MISSING) == [2]
 
