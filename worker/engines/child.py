@@ -5,6 +5,7 @@
 
 import asyncio
 import ctypes
+import gc
 import importlib
 import os
 import signal
@@ -66,6 +67,9 @@ class _Child:
         except Exception as exc:  # noqa: BLE001  # whatever it is, the worker is told in one line and the log in full
             traceback.print_exc()
             return await self._gone(_line(exc))
+        # What is loaded stays: the collector need not look at a million objects of libraries between two steps.
+        gc.collect()
+        gc.freeze()
         paths = sorted(engine.paths)
         self.channel.send(encode({"kind": "ready", "paths": paths, "capacity": engine.capacity}))
         beat = asyncio.create_task(self._beat(engine, hello["beat_seconds"]))

@@ -1,12 +1,13 @@
 """A GGUF file, made into what `from_pretrained` reads: dequantized to float32, as safetensors, with its tokenizer."""
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
 
 from rejoinder.worker.engines.transformers_loading import quiet
 from rejoinder.worker.errors import EngineGone
@@ -33,9 +34,10 @@ def convert(source: Path, target: Path, step: Callable[[str], None]) -> None:
     # Not AutoModelForCausalLM.from_pretrained(gguf_file=...): it asks for the package accelerate, to no use here.
     config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
     model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-    checkpoint: Any = load_gguf_checkpoint(  # type: ignore[no-untyped-call]
-        str(source), return_tensors=True, model_to_load=model, torch_dtype=torch.float32
-    )
+    with _without_its_bar():
+        checkpoint: Any = modeling_gguf_pytorch_utils.load_gguf_checkpoint(  # type: ignore[no-untyped-call]
+            str(source), return_tensors=True, model_to_load=model, torch_dtype=torch.float32
+        )
     result = model.load_state_dict(checkpoint["tensors"], strict=False)
     model.tie_weights()
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
@@ -46,6 +48,18 @@ def convert(source: Path, target: Path, step: Callable[[str], None]) -> None:
     model.save_pretrained(target)
     step("asking it something")
     _check(model.eval(), tokenizer)
+
+
+@contextlib.contextmanager
+def _without_its_bar() -> Iterator[None]:
+    """Without the progress bar of the reading itself, which no setting turns off: `step` tells, and logs are lines."""
+    reader: Any = modeling_gguf_pytorch_utils
+    bar = reader.tqdm
+    reader.tqdm = functools.partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
 
 
 def _check(model: Any, tokenizer: Any) -> None:
