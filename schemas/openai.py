@@ -1,8 +1,9 @@
 """The OpenAI bodies that are served: text completions and chat completions.
 
-Source: the OpenAI API reference, as the `openai` package types it; `top_k` is vLLM's addition. Strict: nothing is
+Source: the OpenAI API reference, as the `openai` package types it; `top_k`, `min_p`,
+`repetition_penalty` and `stop_token_ids` are vLLM's additions. Strict: nothing is
 coerced, every range is checked, and a field or value that no engine here can honour is refused by name instead of
-ignored. A field with a neutral value (`n: 1`, `presence_penalty: 0`) is accepted, since clients send those unasked.
+ignored. A field with a neutral value (`best_of: 1`, `logit_bias: {}`) is accepted, since clients send those unasked.
 """
 
 from collections.abc import Mapping
@@ -15,12 +16,15 @@ MAX_SEQUENCES = 128
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_TEMPERATURE = 2.0
+MAX_PENALTY = 2.0
 
 # fail_fast: a list of a million wrong items is one error, not a million.
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1, fail_fast=True)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 Text = Annotated[str, Field(min_length=1)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Zero = Annotated[float, Field(ge=0, le=0)]
+Penalty = Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY, allow_inf_nan=False)]
 
 PROMPT_RULE = "a non-empty string, a list of non-empty strings, a list of token ids, or a list of lists of token ids"
 
@@ -34,8 +38,7 @@ class Sampling(BaseModel):
         "stop": f"must be a non-empty string or a list of at most {MAX_STOPS}, each of at most"
         f" {MAX_STOP_CHARACTERS} characters",
         "stream": "is not supported yet: leave it out or set it to false",
-        "presence_penalty": "is not supported: leave it out or set it to 0",
-        "frequency_penalty": "is not supported: leave it out or set it to 0",
+        "stop_token_ids": f"must be a list of at most {MAX_STOPS} token ids",
         "logit_bias": "is not supported: leave it out",
     }
     """What to say of a field whose own validation error would not help."""
@@ -47,15 +50,37 @@ class Sampling(BaseModel):
     )
     top_p: float = Field(default=1.0, gt=0.0, le=1.0, allow_inf_nan=False)
     top_k: int = Field(default=0, ge=-1, description="0 and -1 are off.")
+    min_p: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="Least probability, as a share of the likeliest token's, after temperature and before top_k and"
+        " top_p. 0 is off.",
+    )
+    repetition_penalty: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=MAX_PENALTY,
+        allow_inf_nan=False,
+        description="Divides the positive and multiplies the negative logits of tokens of the prompt and the answer.",
+    )
     n: int = Field(default=1, ge=1, le=MAX_SEQUENCES)
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOPS, fail_fast=True)] | None = Field(
+        default=None, description="Each ends the answer as the end-of-sequence token does, and is no part of its text."
+    )
     seed: int | None = Field(
         default=None, ge=-(2**63), le=2**63 - 1, description="Absent: derived from the response id."
     )
     user: str | None = Field(default=None, description="Ignored.")
     stream: Literal[False] | None = None
-    presence_penalty: Zero | None = None
-    frequency_penalty: Zero | None = None
+    presence_penalty: Penalty | None = Field(
+        default=None, description="Subtracted from the logit of each token of the answer so far."
+    )
+    frequency_penalty: Penalty | None = Field(
+        default=None, description="Subtracted from the logit of each token once for each time in the answer so far."
+    )
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
 
     @property

@@ -1,10 +1,13 @@
 """What is refused before a model sees it, and how it is said."""
 
+from dataclasses import replace
+
 import pytest
 
 from rejoinder.worker.engines.admission import (
     MAX_CHARACTERS_PER_TOKEN,
     Limits,
+    check_sampling,
     check_text,
     check_tokens,
     new_tokens,
@@ -112,6 +115,24 @@ def test_too_many_new_tokens(body, param):
     with pytest.raises(BadRequest, match="at most 90 fit") as caught:
         new_tokens(body, 10, LIMITS)
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize("stops", [[50], [0, 2**31 - 1, 1]])
+def test_stop_tokens_outside_the_vocabulary(stops):
+    check_sampling(completion_body(stop_token_ids=[0, 49]), LIMITS)
+    with pytest.raises(BadRequest, match=f"id {max(stops)} is outside .* 0 to 49") as caught:
+        check_sampling(chat_body(stop_token_ids=stops), LIMITS)
+    assert caught.value.param == "stop_token_ids"
+
+
+@pytest.mark.parametrize("name", ["repetition_penalty", "presence_penalty", "frequency_penalty"])
+def test_penalties_where_the_engine_has_none(name):
+    without = replace(LIMITS, penalties=False)
+    check_sampling(completion_body(**{name: 0.5}), LIMITS)
+    check_sampling(completion_body(repetition_penalty=1, presence_penalty=0, frequency_penalty=None), without)
+    with pytest.raises(BadRequest, match=f"{name} is not supported by this worker") as caught:
+        check_sampling(completion_body(**{name: 0.5}), without)
+    assert caught.value.param == name
 
 
 @pytest.mark.parametrize(("asked", "used"), [(-1, 0), (0, 0), (1, 1), (49, 49), (50, 0), (10**9, 0)])

@@ -1,21 +1,21 @@
 """The noise is noise, and the tokens are distributed as their softmax says."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from rejoinder.worker.engines.transformers_noise import gumbel, noise_key, sequence_seed
 from rejoinder.worker.engines.transformers_sampling import (
+    Restriction,
     Sampling,
     SamplingProcessors,
     draw_full,
     draw_restricted,
     draw_row,
-    gumbel,
-    noise_key,
-    sequence_seed,
 )
 
 LOGITS = torch.tensor([2.0, 1.5, 1.2, 0.9, 0.5, 0.1, -0.3, -0.8, -1.0, -2.0])
@@ -29,13 +29,20 @@ KINDS = [
     Sampling(temperature=0.7, top_k=6, top_p=0.8),
     Sampling(temperature=1.5, top_k=1),
     Sampling(temperature=1.0, top_p=1e-9),
+    Sampling(temperature=1.0, min_p=0.2),
+    Sampling(temperature=2.0, min_p=0.4),
+    Sampling(temperature=1.0, min_p=1.0),
+    Sampling(temperature=1.0, min_p=0.3, top_p=0.8),
+    Sampling(temperature=1.5, min_p=0.1, top_k=4, top_p=0.9),
 ]
 
 
 def expected(sampling):
-    """The probabilities by which `generate` draws."""
+    """The probabilities by which `generate` draws, but min_p comes first, as in vLLM."""
     scores = LOGITS.unsqueeze(0)
     scores = TemperatureLogitsWarper(sampling.temperature)(None, scores)
+    if sampling.min_p:
+        scores = MinPLogitsWarper(sampling.min_p)(None, scores)
     if sampling.top_k:
         scores = TopKLogitsWarper(sampling.top_k)(None, scores)
     if sampling.top_p < 1:
@@ -60,20 +67,17 @@ def keys(seed, count=DRAWS):
 
 
 def rows(sampling, count):
-    return (
-        torch.full((count,), sampling.temperature),
-        torch.full((count,), sampling.top_k),
-        torch.full((count,), sampling.top_p),
-    )
+    values = (sampling.top_k, sampling.top_p, sampling.floor)
+    return torch.full((count,), sampling.temperature), Restriction(*(torch.full((count,), value) for value in values))
 
 
 @pytest.mark.parametrize("seed", [0, 1, sequence_seed("id", 0)])
 @pytest.mark.parametrize("sampling", KINDS, ids=str)
 def test_draws_follow_the_softmax(sampling, seed):
-    temperature, top_k, top_p = rows(sampling, DRAWS)
+    temperature, restriction = rows(sampling, DRAWS)
     scores = LOGITS.expand(DRAWS, -1)
     if sampling.restricted:
-        drawn = draw_restricted(scores, temperature, top_k, top_p, keys(seed))
+        drawn = draw_restricted(scores, temperature, restriction, keys(seed))
     else:
         drawn = draw_full(scores, temperature, keys(seed))
     assert chi_square(drawn.argmax(-1), expected(sampling)) < 5
@@ -114,7 +118,12 @@ def test_the_two_ways_draw_the_same():
     torch.manual_seed(0)
     for size, count in ((300, 40), (5000, 40)):
         scores = torch.randn(count, size) * torch.linspace(0.01, 8, count).unsqueeze(-1)
-        for kind in (*KINDS, Sampling(temperature=2.0, top_p=0.999), Sampling(temperature=0.3, top_k=200, top_p=0.99)):
+        for kind in (
+            *KINDS,
+            Sampling(temperature=2.0, top_p=0.999),
+            Sampling(temperature=2.0, min_p=0.01),
+            Sampling(temperature=0.3, top_k=200, top_p=0.99),
+        ):
             if kind.restricted:
                 want = draw_restricted(scores, *rows(kind, count), keys(5, count)).argmax(-1)
                 have = [
@@ -146,7 +155,7 @@ def a_batch(kinds, position=10):
 @pytest.mark.parametrize("static", [False, True])
 def test_a_row_does_not_depend_on_the_others(static):
     torch.manual_seed(1)
-    kinds = [Sampling(k.temperature, k.top_k, k.top_p, seed) for seed, k in enumerate([*KINDS, Sampling()])]
+    kinds = [replace(k, seed=seed) for seed, k in enumerate([*KINDS, Sampling()])]
     scores = torch.randn(len(kinds), 2000) * 3
 
     def tokens(order):
@@ -164,7 +173,7 @@ def test_a_row_does_not_depend_on_the_others(static):
 
 def test_the_graph_ready_way_draws_what_the_cpus_way_draws():
     torch.manual_seed(2)
-    kinds = [Sampling(k.temperature, k.top_k, k.top_p, seed) for seed, k in enumerate([*KINDS, Sampling()])]
+    kinds = [replace(k, seed=seed) for seed, k in enumerate([*KINDS, Sampling()])]
     scores = torch.randn(len(kinds), 2000) * 3
     drawn = []
     for static in (False, True):

@@ -42,8 +42,23 @@ def refuse(model: type[CompletionRequest] | type[ChatCompletionRequest], body: A
         ("seed", 2**63),
         ("seed", 1.5),
         ("stream", True),
-        ("presence_penalty", 0.5),
-        ("frequency_penalty", -1),
+        ("min_p", -0.01),
+        ("min_p", 1.01),
+        ("min_p", "0.1"),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", 2.01),
+        ("repetition_penalty", True),
+        ("repetition_penalty", 10**400),
+        ("presence_penalty", 2.1),
+        ("presence_penalty", "1"),
+        ("frequency_penalty", -2.1),
+        ("frequency_penalty", float("nan")),
+        ("stop_token_ids", 5),
+        ("stop_token_ids", [-1]),
+        ("stop_token_ids", [2**31]),
+        ("stop_token_ids", [1.0]),
+        ("stop_token_ids", ["a"]),
+        ("stop_token_ids", list(range(MAX_STOPS + 1))),
         ("logit_bias", {"5": 1}),
         ("logprobs", True),
         ("model", 7),
@@ -160,11 +175,26 @@ def test_what_clients_send_unasked_is_taken() -> None:
 @pytest.mark.parametrize(
     "body",
     [
+        {"min_p": 0, "repetition_penalty": 2, "presence_penalty": -2, "frequency_penalty": 2, "stop_token_ids": []},
+        {"min_p": 1, "repetition_penalty": 1e-300, "presence_penalty": 2, "frequency_penalty": -2.0},
+        {"presence_penalty": None, "frequency_penalty": None, "stop_token_ids": None},
+        {"stop_token_ids": list(range(MAX_STOPS))},
+    ],
+)
+def test_the_ranges_ends_are_taken(body: Any) -> None:
+    CompletionRequest.model_validate({"prompt": "x", **body})
+    ChatCompletionRequest.model_validate({"messages": HELLO, **body})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
         {"prompt": [1.5] * 1_000_000},
         {"prompt": [[1.5] * 1_000_000]},
+        {"prompt": "x", "stop_token_ids": ["a"] * 1_000_000},
         {"prompt": "x", **{f"k{n}": n for n in range(1_000_000)}},
     ],
-    ids=["items", "nested", "fields"],
+    ids=["items", "nested", "stops", "fields"],
 )
 def test_a_million_faults_are_one_error(body: Any) -> None:
     with pytest.raises(Problem) as caught:

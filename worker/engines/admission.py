@@ -29,6 +29,8 @@ class Limits:
     """Token ids are below this."""
     default_max_tokens: int
     """New tokens of a chat completion whose body does not say."""
+    penalties: bool = True
+    """Whether the engine can apply them."""
 
 
 def parse_body(path: str, body: Any) -> CompletionRequest | ChatCompletionRequest:
@@ -118,6 +120,29 @@ def new_tokens(request: CompletionRequest | ChatCompletionRequest, prompt_tokens
             code="context_length_exceeded",
         )
     return asked
+
+
+def check_sampling(request: CompletionRequest | ChatCompletionRequest, limits: Limits) -> None:
+    """Refuse what a body within its ranges asks of sampling, and this model or engine cannot do.
+
+    Raises:
+        BadRequest: a token to stop at is outside the vocabulary, or there is a penalty where none can be applied.
+    """
+    bad = next((token for token in request.stop_token_ids or () if token >= limits.vocabulary), None)
+    if bad is not None:
+        raise BadRequest(
+            f"stop_token_ids: the token id {bad} is outside the model's vocabulary; ids are 0 to"
+            f" {limits.vocabulary - 1}",
+            param="stop_token_ids",
+        )
+    neutral = {"repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
+    asked = next((name for name, value in neutral.items() if getattr(request, name) not in {None, value}), None)
+    if asked is not None and not limits.penalties:
+        raise BadRequest(
+            f"{asked} is not supported by this worker, which runs with CUDA graphs: leave it out or set it to"
+            f" {neutral[asked]}",
+            param=asked,
+        )
 
 
 def top_k(request: CompletionRequest | ChatCompletionRequest, vocabulary: int) -> int:

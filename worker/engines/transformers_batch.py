@@ -6,7 +6,7 @@ them). A thread that has ended stays so here: the engine process ends too, and i
 
 import asyncio
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -18,6 +18,7 @@ from transformers.generation.continuous_batching.requests import RequestState
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 
 from rejoinder.worker.engines.transformers_loading import LoadedModel
+from rejoinder.worker.engines.transformers_penalties import History
 from rejoinder.worker.engines.transformers_sampling import Sampling, SamplingProcessors
 from rejoinder.worker.engines.transformers_settings import TransformersSettings
 from rejoinder.worker.errors import EngineGone, Failed, Unavailable
@@ -66,7 +67,7 @@ class ContinuousBatch:
     """
 
     def __init__(self, loaded: LoadedModel, settings: TransformersSettings) -> None:
-        self._eos = sorted(loaded.eos) or None
+        self._eos = loaded.eos
         cpu = loaded.model.device.type == "cpu"
         self.running = settings.max_running or (CPU_RUNNING if cpu else GPU_RUNNING)
         """Sequences at once, at most."""
@@ -79,6 +80,8 @@ class ContinuousBatch:
         cache: Any = self._manager.batch_processor.cache  # type: ignore[union-attr]  # warmup made it
         self.longest = infer_max_single_request_tokens(cache)
         """Tokens of one sequence, at most, by the size of the cache."""
+        self.penalties = _sees_history(self._manager)
+        """Whether sequences may have penalties."""
         if self.longest < 2:
             raise EngineGone("the KV cache holds less than two tokens: set a larger cache_bytes")
 
@@ -106,6 +109,7 @@ class ContinuousBatch:
         max_new_tokens: int,
         sampling: Sampling,
         stop: Callable[[list[int]], bool] | None = None,
+        stop_tokens: Collection[int] = (),
     ) -> list[int]:
         """Generate one sequence; cancelling takes it out of the batch.
 
@@ -114,9 +118,10 @@ class ContinuousBatch:
             max_new_tokens: Admitted.
             sampling: How its tokens are chosen.
             stop: Called on the event loop with all tokens so far after each; true ends the sequence there.
+            stop_tokens: Each ends the sequence as the model's own end-of-sequence tokens do.
 
         Returns:
-            The generated tokens, the end-of-sequence token included.
+            The generated tokens, the one that ended them included.
 
         Raises:
             Unavailable: the generation thread has ended.
@@ -149,8 +154,8 @@ class ContinuousBatch:
                 request_id=name,
                 max_new_tokens=max_new_tokens,
                 streaming=stop is not None,
-                eos_token_id=self._eos,
-                sampling=sampling,
+                eos_token_id=sorted(self._eos.union(stop_tokens)) or None,
+                **_chosen_by(sampling, prompt),
             )
             if added is None:
                 raise Unavailable("the engine is ending; the request will be tried again")
@@ -190,10 +195,27 @@ def _manager(model: PreTrainedModel, settings: TransformersSettings, running: in
         generation_config=generation, continuous_batching_config=config
     )
     manager.output_router.output_queue = _Nobody()
-    resolved = manager.continuous_batching_config
-    static = any(resolved.cuda_graph_booleans) or resolved.varlen_compile_config is not None
-    manager.logit_processor = SamplingProcessors(static=static or resolved.decode_compile_config is not None)
+    manager.logit_processor = SamplingProcessors(static=_static(manager))
     return manager
+
+
+def _chosen_by(sampling: Sampling, prompt: Sequence[int]) -> dict[str, Any]:
+    """What a request brings for `SamplingProcessors`."""
+    history = {"history": History(prompt, sampling.penalties)} if sampling.penalties.active else {}
+    return {"sampling": sampling, **history}
+
+
+def _static(manager: ContinuousBatchingManager) -> bool:
+    """Whether steps are recorded or compiled."""
+    config = manager.continuous_batching_config
+    compiled = config.varlen_compile_config is not None or config.decode_compile_config is not None
+    return compiled or any(config.cuda_graph_booleans)
+
+
+def _sees_history(manager: ContinuousBatchingManager) -> bool:
+    """Whether each step is made knowing all tokens before it: an asynchronous one is made before the last is known."""
+    processors: Any = manager.logit_processor
+    return not processors.static and not manager.continuous_batching_config.use_async_batching
 
 
 def _bytes_per_token(model: PreTrainedModel) -> int:

@@ -14,7 +14,9 @@ from rejoinder.worker.engines.answers import Choice
 from rejoinder.worker.engines.protocol import Engine, EngineRequest
 from rejoinder.worker.engines.transformers_batch import ContinuousBatch
 from rejoinder.worker.engines.transformers_loading import load
-from rejoinder.worker.engines.transformers_sampling import Sampling, sequence_seed
+from rejoinder.worker.engines.transformers_noise import sequence_seed
+from rejoinder.worker.engines.transformers_penalties import Penalties
+from rejoinder.worker.engines.transformers_sampling import Sampling
 from rejoinder.worker.engines.transformers_settings import TransformersSettings
 from rejoinder.worker.engines.transformers_text import StopMatcher, Text, cut
 from rejoinder.worker.errors import Unavailable
@@ -88,6 +90,7 @@ class TransformersEngine:
             sequence=min(loaded.context, self._batch.longest),
             vocabulary=loaded.vocabulary,
             default_max_tokens=self._settings.default_max_tokens,
+            penalties=self._batch.penalties,
         )
 
     async def generate(self, request: EngineRequest) -> Any:
@@ -96,6 +99,7 @@ class TransformersEngine:
             raise Unavailable("the engine is not running; the request will be tried again")
         body = admission.parse_body(request.path, request.body)
         model = admission.served_name(body.model, self._served)
+        admission.check_sampling(body, self._limits)
         prompts = await self._prompts(body)
         lengths = [admission.new_tokens(body, len(prompt), self._limits) for prompt in prompts]
         origin = request.response_id if body.seed is None else body.seed
@@ -126,13 +130,16 @@ class TransformersEngine:
     async def _sequence(
         self, share: asyncio.Semaphore, body: Body, prompt: Sequence[int], max_new_tokens: int, seed: int
     ) -> Choice:
-        sampling = Sampling(body.temperature, admission.top_k(body, self._limits.vocabulary), body.top_p, seed)
+        sampling = _sampling(body, self._limits.vocabulary, seed)
+        stop_tokens = frozenset(body.stop_token_ids or ())
         matcher = StopMatcher(self._text, body.stops) if body.stops else None
         async with share, self._slots:
-            tokens = await self._batch.run(prompt, max_new_tokens, sampling, matcher.push if matcher else None)
-        text = await self._in_thread(lambda: self._text.decode(tokens))
+            tokens = await self._batch.run(
+                prompt, max_new_tokens, sampling, matcher.push if matcher else None, stop_tokens
+            )
+        text = await self._in_thread(lambda: self._text.decode(tokens, stop_tokens))
         before = cut(text, body.stops)
-        ended = before is not None or self._text.ended(tokens)
+        ended = before is not None or self._text.ended(tokens, stop_tokens)
         return Choice(text if before is None else before, "stop" if ended else "length", len(tokens))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
@@ -149,6 +156,17 @@ class TransformersEngine:
             self._stopped = True
             await asyncio.to_thread(self._batch.stop)
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _sampling(body: Body, vocabulary: int, seed: int) -> Sampling:
+    return Sampling(
+        temperature=body.temperature,
+        top_k=admission.top_k(body, vocabulary),
+        top_p=body.top_p,
+        seed=seed,
+        min_p=body.min_p,
+        penalties=Penalties(body.repetition_penalty, body.presence_penalty or 0.0, body.frequency_penalty or 0.0),
+    )
 
 
 def _tokens(text: Text, prompt: str | list[int]) -> list[int]:

@@ -4,10 +4,12 @@ A token is drawn by the Gumbel-max trick: the largest of logits / T + noise is d
 done as logits + T * noise, so that T = 0 is greedy with no special case, and with noise that is a hash of the request's
 seed, the token's position and the token's id: the same request gives the same text alone or in company, on its first
 delivery or its third, also where the cache was full and the sequence was prefilled again.
+
+The order is vLLM's: penalties, temperature, min_p, top_k, top_p among what these left, the draw.
 """
 
+import math
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -15,12 +17,9 @@ from torch import Tensor
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 from transformers.generation.logits_process import LogitsProcessorList
 
-_MASK = 2**64 - 1
-# SplitMix64 (Steele, Lea, Flood 2014): its stream with state `key` at index `token` is the noise.
-_GAMMA = 0x9E3779B97F4A7C15
-_MIX_1 = 0xBF58476D1CE4E5B9
-_MIX_2 = 0x94D049BB133111EB
-_BELOW_ONE = 1 - 2**-24
+from rejoinder.worker.engines.transformers_noise import gumbel, noise_key
+from rejoinder.worker.engines.transformers_penalties import NO_PENALTIES, History, Penalties, penalize
+
 _CANDIDATES = (
     1024  # top_p alone looks at this many tokens first: 0.4 ms for 49,152 logits on a CPU, a sort takes 3.4 ms
 )
@@ -36,49 +35,19 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
     """64 bits."""
+    min_p: float = 0.0
+    """Least probability, as a share of the likeliest token's. 0: off."""
+    penalties: Penalties = NO_PENALTIES
 
     @property
     def restricted(self) -> bool:
         """Whether only some of the vocabulary may be drawn."""
-        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
 
-
-def sequence_seed(origin: int | str, choice: int) -> int:
-    """64 bits from a request's own seed, or from its response id, and the choice's index.
-
-    Hashed, not added: choice 1 of seed 1 must have nothing in common with choice 0 of seed 2.
-    """
-    kind = "seed" if isinstance(origin, int) else "id"
-    return int.from_bytes(blake2b(f"{kind}:{origin}:{choice}".encode(), digest_size=8).digest())
-
-
-def noise_key(seed: int, position: int) -> int:
-    """64 bits, signed, from a sequence's seed and the position of the token to be drawn."""
-    key = _mix(_mix((seed + _GAMMA) & _MASK) + position * _GAMMA & _MASK)
-    return key - 2**64 if key >= 2**63 else key
-
-
-def _mix(value: int) -> int:
-    value = (value ^ (value >> 30)) * _MIX_1 & _MASK
-    value = (value ^ (value >> 27)) * _MIX_2 & _MASK
-    return value ^ (value >> 31)
-
-
-def _signed(value: int) -> int:
-    return value - 2**64 if value >= 2**63 else value
-
-
-def gumbel(keys: Tensor, tokens: Tensor) -> Tensor:
-    """Standard Gumbel noise, float32, for int64 keys and token ids of shapes that broadcast. Finite, -2.8 to 22.9."""
-    bits = (tokens * _signed(_GAMMA)).add(keys)  # int64 wraps, as it must
-    # `&` makes torch's arithmetic shift a logical one.
-    bits = bits.bitwise_xor_((bits >> 30).bitwise_and_(2**34 - 1)).mul_(_signed(_MIX_1))
-    bits = bits.bitwise_xor_((bits >> 27).bitwise_and_(2**37 - 1)).mul_(_signed(_MIX_2))
-    # The last step of the mix is for the low bits, and only the high ones are used.
-    uniform = (bits >> 32).bitwise_and_(2**32 - 1).to(torch.float32)
-    uniform = uniform.add_(0.5).mul_(2**-32).clamp_(max=_BELOW_ONE)
-    # Small values keep their precision in log1p(-u), and they make the large noise that decides.
-    return uniform.neg_().log1p_().neg_().log_().neg_()
+    @property
+    def floor(self) -> float:
+        """The logarithm of `min_p`: taken here once, so that no device rounds it otherwise."""
+        return math.log(self.min_p) if self.min_p > 0 else -math.inf
 
 
 def draw_full(scores: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:
@@ -87,29 +56,40 @@ def draw_full(scores: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:
     return torch.addcmul(scores, temperature.unsqueeze(-1), gumbel(keys.unsqueeze(-1), tokens))
 
 
-def keep(ordered: Tensor, log_total: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Which of each row's logits, divided by temperature and in descending order, may be drawn.
+@dataclass(frozen=True, slots=True)
+class Restriction:
+    """What some rows [B] restrict the draw to."""
 
-    First top_k, then top_p among what it left, as `generate` does; the likeliest always may. `log_total` [B] is the
-    logarithm of the sum of the exponentials of what top_k left.
-    """
-    rank = torch.arange(ordered.size(-1), device=ordered.device)
-    probabilities = (ordered - log_total.unsqueeze(-1)).exp()
-    before = probabilities.cumsum(-1) - probabilities
-    within_k = (rank < top_k.unsqueeze(-1)) | (top_k.unsqueeze(-1) == 0)
-    limit = torch.where(top_p < 1, top_p, torch.inf).unsqueeze(-1)  # rounding takes `before` a little past 1
-    return within_k & ((before < limit) | (rank == 0))
+    top_k: Tensor
+    top_p: Tensor
+    floor: Tensor
+    """Of `Sampling.floor`."""
+
+    def within(self, ordered: Tensor) -> Tensor:
+        """Which logits min_p and top_k leave: each row's in descending order, less the largest, over temperature."""
+        rank = torch.arange(ordered.size(-1), device=ordered.device)
+        top_k = self.top_k.unsqueeze(-1)
+        return ((rank < top_k) | (top_k == 0)) & (ordered >= self.floor.unsqueeze(-1))
+
+    def keep(self, ordered: Tensor, log_total: Tensor) -> Tensor:
+        """Which of the same logits may be drawn: those that top_p leaves of `within`, and always the likeliest.
+
+        `log_total` [B] is the logarithm of the sum of the exponentials of what is within.
+        """
+        probabilities = (ordered - log_total.unsqueeze(-1)).exp()
+        before = probabilities.cumsum(-1) - probabilities
+        limit = torch.where(self.top_p < 1, self.top_p, torch.inf)  # rounding takes `before` a little past 1
+        likeliest = torch.arange(ordered.size(-1), device=ordered.device) == 0
+        return (self.within(ordered) & (before < limit.unsqueeze(-1))) | likeliest
 
 
-def draw_restricted(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, keys: Tensor) -> Tensor:
-    """As `draw_full`, for rows of which some have top_k or top_p, by a sort. Its work depends on shapes only."""
+def draw_restricted(scores: Tensor, temperature: Tensor, restriction: Restriction, keys: Tensor) -> Tensor:
+    """As `draw_full`, for rows of which some are restricted, by a sort. Its work depends on shapes only."""
     values, tokens = scores.sort(dim=-1, descending=True, stable=True)
     scaled = (values - values[:, :1]) / temperature.clamp(min=1e-6).unsqueeze(-1)
-    rank = torch.arange(scores.size(-1), device=scores.device)
-    outside_k = (rank >= top_k.unsqueeze(-1)) & (top_k.unsqueeze(-1) > 0)
-    log_total = scaled.masked_fill(outside_k, -torch.inf).logsumexp(-1)
+    log_total = scaled.masked_fill(~restriction.within(scaled), -torch.inf).logsumexp(-1)
     noisy = torch.addcmul(values, temperature.unsqueeze(-1), gumbel(keys.unsqueeze(-1), tokens))
-    noisy = noisy.masked_fill(~keep(scaled, log_total, top_k, top_p), -torch.inf)
+    noisy = noisy.masked_fill(~restriction.keep(scaled, log_total), -torch.inf)
     return torch.full_like(scores, -torch.inf).scatter_(-1, tokens, noisy)
 
 
@@ -118,13 +98,13 @@ def draw_row(scores: Tensor, sampling: Sampling, key: int) -> Tensor:
     size = scores.size(-1)
     count = min(sampling.top_k or _CANDIDATES, size)
     temperature = max(sampling.temperature, 1e-6)
-    top_k, top_p = torch.tensor([sampling.top_k]), torch.tensor([sampling.top_p])
-    log_total = None if sampling.top_k else ((scores - scores.max()) / temperature).logsumexp(-1, keepdim=True)
+    restriction = Restriction(*(torch.tensor([value]) for value in (sampling.top_k, sampling.top_p, sampling.floor)))
+    log_total = None if sampling.top_k else _log_total((scores - scores.max()) / temperature, sampling.floor)
     while True:
         values, tokens = scores.topk(count)
         scaled = ((values - values[0]) / temperature).unsqueeze(0)
-        total = scaled.logsumexp(-1) if log_total is None else log_total
-        allowed = keep(scaled, total, top_k, top_p)[0]
+        total = _log_total(scaled, sampling.floor) if log_total is None else log_total
+        allowed = restriction.keep(scaled, total)[0]
         if count == size or sampling.top_k or not allowed[-1]:
             break
         count = min(count * 8, size)
@@ -133,25 +113,33 @@ def draw_row(scores: Tensor, sampling: Sampling, key: int) -> Tensor:
     return torch.full_like(scores, -torch.inf).index_fill_(-1, drawn.unsqueeze(0), 0.0)
 
 
+def _log_total(scaled: Tensor, floor: float) -> Tensor:
+    within = scaled if floor == -math.inf else scaled.masked_fill(scaled < floor, -torch.inf)
+    return within.logsumexp(-1).reshape(1)
+
+
 class SamplingProcessors(ContinuousBatchingLogitsProcessorList):
     """The whole of sampling as one list of processors, which a manager with `do_sample=False` takes for its own.
 
-    Each request brings its `Sampling` as the keyword argument `sampling`. Five rows of the batch's int32 tensor carry
-    it to the device: temperature, top_k, top_p and the two halves of the noise's key.
+    Each request brings its `Sampling` as the keyword argument `sampling`. Six rows of the batch's int32 tensor carry
+    it to the device: temperature, top_k, top_p, min_p's logarithm and the two halves of the noise's key. One with
+    penalties brings its `History` as `history`.
 
     Args:
         static: The step's work must depend on shapes only, as CUDA graphs and compilation need. Otherwise it does what
-            the batch at hand asks for: nothing for greedy requests, no sort where nobody has top_k or top_p.
+            the batch at hand asks for: nothing for greedy requests, no sort where nobody is restricted. A static step
+            cannot see what a sequence has said so far: it takes no penalties.
     """
 
-    ROWS = 5
+    ROWS = 6
 
     def __init__(self, *, static: bool) -> None:
         super().__init__(LogitsProcessorList())
-        self._static = static
+        self.static = static
         self._batch: list[tuple[Sampling, int]] = []
+        self._penalized: list[tuple[int, Penalties, History]] = []
         self.tensors_required = self.ROWS
-        self.supported_keys = {"sampling": Sampling}
+        self.supported_keys = {"sampling": Sampling, "history": History}
         self.do_processing = True
 
     def fill_defaults(self, int32_tensor: Tensor) -> None:
@@ -160,24 +148,36 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):
 
     def prepare_tensor_args(self, requests_in_batch: list[Any], arg_storage: Tensor) -> Tensor:
         """Called with each step's requests, after their positions were moved to the token that is to be drawn."""
-        self._batch = []
+        self._batch, self._penalized = [], []
         for request in requests_in_batch:
             if request.has_new_token:
-                sampling = request.state.logit_processor_kwargs.get("sampling", Sampling())
-                self._batch.append((sampling, noise_key(sampling.seed, request.state.position_offset)))
+                state = request.state
+                sampling = state.logit_processor_kwargs.get("sampling", Sampling())
+                history = state.logit_processor_kwargs.get("history")
+                if history is not None:
+                    history.update(state.initial_tokens, state.generated_tokens)
+                    self._penalized.append((len(self._batch), sampling.penalties, history))
+                self._batch.append((sampling, noise_key(sampling.seed, state.position_offset)))
         rows = _rows(self._batch)
         arg_storage[: self.ROWS, : rows.size(1)] = rows.to(arg_storage.device)
         return arg_storage
 
     def __call__(self, input_ids: Any, scores: Tensor, logits_processor_args: Tensor) -> Tensor:  # noqa: ARG002
         """Scores [B, V] whose largest is each request's next token."""
-        if not self._static and scores.device.type == "cpu":
+        if self._penalized and not self.static:
+            penalize(scores, self._penalized)
+        if not self.static and scores.device.type == "cpu":
             return self._by_row(scores)
+        return self._by_tensor(scores, logits_processor_args)
+
+    def _by_tensor(self, scores: Tensor, logits_processor_args: Tensor) -> Tensor:
+        """The whole batch at once, as a device likes it."""
         rows = logits_processor_args[:, : scores.size(0)]
-        temperature, top_k, top_p = rows[0].view(torch.float32), rows[1], rows[2].view(torch.float32)
-        keys = (rows[3].to(torch.int64) << 32) | (rows[4].to(torch.int64) & 0xFFFFFFFF)
-        if self._static or any(sampling.restricted for sampling, _ in self._batch):
-            return draw_restricted(scores, temperature, top_k, top_p, keys)
+        temperature = rows[0].view(torch.float32)
+        keys = (rows[4].to(torch.int64) << 32) | (rows[5].to(torch.int64) & 0xFFFFFFFF)
+        if self.static or any(sampling.restricted for sampling, _ in self._batch):
+            restriction = Restriction(rows[1], rows[2].view(torch.float32), rows[3].view(torch.float32))
+            return draw_restricted(scores, temperature, restriction, keys)
         if any(sampling.temperature > 0 for sampling, _ in self._batch):
             return draw_full(scores, temperature, keys)
         return scores
@@ -201,6 +201,7 @@ def _rows(batch: list[tuple[Sampling, int]]) -> Tensor:
             torch.tensor([s.temperature for s in samplings], dtype=torch.float32).view(torch.int32),
             torch.tensor([s.top_k for s in samplings], dtype=torch.int32),
             torch.tensor([s.top_p for s in samplings], dtype=torch.float32).view(torch.int32),
+            torch.tensor([s.floor for s in samplings], dtype=torch.float32).view(torch.int32),
             (keys >> 32).to(torch.int32),
             (keys & 0xFFFFFFFF).to(torch.int32),  # wraps: the bits are what counts
         ]

@@ -1,6 +1,6 @@
 """Text to tokens and back: chat templates, stop strings. Tokenizers release the GIL: threads do it beside the loop."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -58,13 +58,13 @@ class Text:
             raise BadRequest(f"messages: the model's chat template refuses them: {exc}", param="messages") from exc
         return list(ids)
 
-    def ended(self, tokens: Sequence[int]) -> bool:
-        """Whether a sequence ended by itself."""
-        return bool(tokens) and tokens[-1] in self._eos
+    def ended(self, tokens: Sequence[int], stop_tokens: Collection[int] = ()) -> bool:
+        """Whether a sequence ended by itself, or at one of the tokens that its request stops at."""
+        return bool(tokens) and (tokens[-1] in self._eos or tokens[-1] in stop_tokens)
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of generated tokens, without special ones."""
-        if self.ended(tokens):
+    def decode(self, tokens: Sequence[int], stop_tokens: Collection[int] = ()) -> str:
+        """The text of generated tokens, without special ones and without the one that ended them."""
+        if self.ended(tokens, stop_tokens):
             tokens = tokens[:-1]
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
