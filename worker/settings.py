@@ -82,6 +82,9 @@ class Settings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="auto: float32 on the CPU, else the checkpoint's own."
     )
+    attn: Literal["auto", "varlen", "sdpa", "eager"] = Field(
+        default="auto", description="How attention is computed. auto: varlen on the CPU, else the model's own choice."
+    )
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub model.")
     trust_remote_code: bool = Field(default=False, description="Run code that comes with the checkpoint.")
     max_model_len: int | None = Field(default=None, ge=1, description="Prompt plus new tokens. Default: the model's.")

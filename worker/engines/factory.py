@@ -45,6 +45,7 @@ def transformers_config(settings: Settings) -> dict[str, Any]:
         "trust_remote_code": settings.trust_remote_code,
         "device": settings.device,
         "dtype": settings.dtype,
+        "attn": settings.attn,
         "threads": settings.threads,
         "max_model_len": settings.max_model_len,
         "max_running": settings.max_running,

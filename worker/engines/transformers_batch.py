@@ -17,6 +17,7 @@ from transformers.generation.continuous_batching.model_runner import infer_max_s
 from transformers.generation.continuous_batching.requests import RequestState
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 
+from rejoinder.worker.engines.transformers_attention import choose
 from rejoinder.worker.engines.transformers_loading import LoadedModel
 from rejoinder.worker.engines.transformers_penalties import History
 from rejoinder.worker.engines.transformers_sampling import Sampling, SamplingProcessors
@@ -72,6 +73,7 @@ class ContinuousBatch:
         self.running = settings.max_running or (CPU_RUNNING if cpu else GPU_RUNNING)
         """Sequences at once, at most."""
         try:
+            choose(loaded.model, settings.attn)
             self._manager = _manager(loaded.model, settings, self.running)
             self._manager.warmup()  # allocates the cache: what does not fit fails here, not in the first request
         except (ValueError, RuntimeError, AttributeError, KeyError) as exc:

@@ -21,6 +21,9 @@ class TransformersSettings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="auto: float32 on a CPU, where bfloat16 is slower; else the checkpoint's."
     )
+    attn: Literal["auto", "varlen", "sdpa", "eager"] = Field(
+        default="auto", description="How attention is computed. auto: varlen on a CPU, else the model's own choice."
+    )
     threads: int | None = Field(default=None, ge=1, description="Of torch on a CPU. Absent: torch's own choice.")
     max_model_len: int | None = Field(
         default=None, ge=2, description="Prompt and new tokens of one sequence. Absent: the model's context."
