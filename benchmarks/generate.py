@@ -39,7 +39,7 @@ def prompts(count: int) -> list[str]:
 
 
 def bare(model: str, count: int, max_tokens: int) -> dict[str, Any]:
-    """`generate_batch` in this process, with the sizes that the engine chooses."""
+    """`generate_batch` in this process, with the sizes that the engine chooses and transformers' own attention."""
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     from rejoinder.worker.engines.factory import transformers_config
@@ -54,8 +54,8 @@ def bare(model: str, count: int, max_tokens: int) -> dict[str, Any]:
     if model == "smollm2":
         config["model"] = str(ensure(user_cache_dir()))
     settings = TransformersSettings(**config)
-    loaded = load(settings)
-    sizes = ContinuousBatch(loaded, settings)._manager.continuous_batching_config
+    sizes = ContinuousBatch(load(settings), settings)._manager.continuous_batching_config
+    loaded = load(settings)  # anew: the engine puts its own attention into a model, and this is without it
     cb = ContinuousBatchingConfig(
         num_blocks=sizes.num_blocks,
         max_batch_tokens=sizes.max_batch_tokens,
