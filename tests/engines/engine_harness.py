@@ -10,6 +10,15 @@ TEMPLATE = (
     "{{ raise_exception('a system message must come first') }}{% endif %}"
     "[{{ m['role'] }}]{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+GREEDY = {"prompt": "the quick", "temperature": 0, "max_tokens": 24}
+KINDS = [
+    {"temperature": 0},
+    {"temperature": 1},
+    {"temperature": 0.7, "top_p": 0.8},
+    {"temperature": 1.5, "top_k": 5},
+    {"temperature": 1.0, "top_k": 20, "top_p": 0.5},
+    {"temperature": 2, "top_k": 10**9},
+]
 CONTEXT = 256
 
 

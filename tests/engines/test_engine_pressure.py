@@ -5,7 +5,7 @@ import threading
 from itertools import count
 
 import pytest
-from engine_harness import completion, eventually, started
+from engine_harness import GREEDY, KINDS, completion, eventually, started
 
 from rejoinder.worker.engines.transformers_sampling import Sampling
 from rejoinder.worker.errors import BadRequest, RequestTooLarge, Unavailable
@@ -13,15 +13,6 @@ from rejoinder.worker.errors import BadRequest, RequestTooLarge, Unavailable
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PER_PAGE = 2 * 2 * 2 * 8 * 4 * 16  # both of K and V, layers, heads, size, bytes, tokens
-GREEDY = {"prompt": "the quick", "temperature": 0, "max_tokens": 24}
-KINDS = [
-    {"temperature": 0},
-    {"temperature": 1},
-    {"temperature": 0.7, "top_p": 0.8},
-    {"temperature": 1.5, "top_k": 5},
-    {"temperature": 1.0, "top_k": 20, "top_p": 0.5},
-    {"temperature": 2, "top_k": 10**9},
-]
 
 
 async def test_results_do_not_depend_on_preemption(engine, tiny):

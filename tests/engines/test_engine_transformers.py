@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from engine_harness import CONTEXT, build_tiny, chat, completion, eventually, started
+from engine_harness import CONTEXT, GREEDY, KINDS, build_tiny, chat, completion, eventually, started
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
@@ -12,16 +12,6 @@ from rejoinder.worker.engines.transformers_sampling import Sampling
 from rejoinder.worker.errors import BadRequest, EngineGone, Missing, RequestTooLarge
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-GREEDY = {"prompt": "the quick", "temperature": 0, "max_tokens": 24}
-KINDS = [
-    {"temperature": 0},
-    {"temperature": 1},
-    {"temperature": 0.7, "top_p": 0.8},
-    {"temperature": 1.5, "top_k": 5},
-    {"temperature": 1.0, "top_k": 20, "top_p": 0.5},
-    {"temperature": 2, "top_k": 10**9},
-]
 
 
 def mixed(number):
