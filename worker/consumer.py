@@ -223,6 +223,8 @@ class Consumer:
 
     def _lost(self, held: Held) -> None:
         """The lease has passed to another worker: stop the work and say nothing, for that worker will."""
+        if held.answered:
+            return  # a renewal met the ack; had the ack failed, its own outcome says so
         self.counts.lease_lost += 1
         log.warning("lease_lost", message_id=held.message.id, attempt=held.message.attempt, stage=held.stage.name)
         if held.stage is Stage.SETTLING:

@@ -25,6 +25,8 @@ class Held:
     stage: Stage = Stage.WAITING
     lease: Lease = field(init=False)
     task: asyncio.Task[None] = field(init=False)
+    answered: bool = False
+    """Its answer is durable: only the ack is left, and a lease that is gone from now on is gone by it."""
     abandoned: bool = False
     """Its work was stopped: no answer may follow, even if the work ended at that very moment."""
 

@@ -65,8 +65,9 @@ class Settlement:
             return  # said already, where the lease was found lost
         self._counts.answered += 1
         self._counts.failed += answer.status_code >= 400
-        self._keeper.release(held.lease)  # a renewal after the ack would only find the lease gone
+        held.answered = True  # and renewed until the ack is through: a slow ack must not bring the message back
         if action == "answer_and_leave":
+            self._keeper.release(held.lease)
             await self.let_go([message], 0)
         else:
             outcome = await entry_until("ack", lambda: self._acks.submit(message), limit=ACK_LIMIT)

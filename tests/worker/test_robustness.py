@@ -60,6 +60,24 @@ async def test_an_answer_whose_ack_was_lost_on_the_last_attempt_is_given_again_a
         await until_empty(it)
 
 
+async def test_a_slow_ack_does_not_bring_its_message_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with bench(start=False, request_options="?lease=0.3") as it, flaky(it, monkeypatch) as (subscription, _):
+        it.engine.open = True
+        subscription.hang.add("ack")
+        await it.send("a")
+        it.start()
+        await it.responses_until(1)
+        # Three leases' worth of renewals, and nobody else gets it.
+        before = subscription.calls.count("set_lease")
+        await until(lambda: subscription.calls.count("set_lease") >= before + 9)
+        assert (await it.subscription.backlog()).held == 1
+        subscription.hang.clear()
+        await until_empty(it)
+        await it.stop()
+        assert len(it.got) == 1
+        assert it.got[0][1].attributes["attempt"] == "1"
+
+
 async def test_a_fault_of_ours_in_settling_ends_the_worker_and_keeps_the_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
