@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worker_harness import GateEngine, bench, flaky, until, until_backlog, until_empty
+from worker_harness import GateEngine, bench, flaky, until, until_empty
 from worker_process import Queues
 
 from rejoinder.adapters import Transient
@@ -52,10 +52,9 @@ async def test_an_answer_whose_ack_was_lost_on_the_last_attempt_is_given_again_a
         subscription.hang |= {"ack", "set_lease"}
         await it.send("a")
         it.start()
-        await it.responses_until(1)
-        await until_backlog(it, lambda backlog: backlog.waiting == 1 or len(subscription.calls) > 20)
-        subscription.hang.clear()
+        # The lease runs out over the ack that never ends, and the second delivery is one past the cap.
         responses = await it.responses_until(2)
+        subscription.hang.clear()
         assert responses[0] == responses[1]
         await until_empty(it)
 
@@ -74,8 +73,7 @@ async def test_a_slow_ack_does_not_bring_its_message_back(monkeypatch: pytest.Mo
         subscription.hang.clear()
         await until_empty(it)
         await it.stop()
-        assert len(it.got) == 1
-        assert it.got[0][1].attributes["attempt"] == "1"
+        assert await it.response_subscription.receive(10, 0) == [], "it was answered again"
 
 
 async def test_a_fault_of_ours_in_settling_ends_the_worker_and_keeps_the_message(
