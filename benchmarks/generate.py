@@ -44,7 +44,7 @@ def bare(model: str, count: int, max_tokens: int) -> dict[str, Any]:
 
     from rejoinder.worker.engines.factory import transformers_config
     from rejoinder.worker.engines.smollm2 import ensure
-    from rejoinder.worker.engines.transformers_batch import ContinuousBatch
+    from rejoinder.worker.engines.transformers_continuous import ContinuousBatch
     from rejoinder.worker.engines.transformers_loading import load
     from rejoinder.worker.engines.transformers_settings import TransformersSettings
     from rejoinder.worker.settings import Settings

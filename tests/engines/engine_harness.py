@@ -64,11 +64,15 @@ SMALL = {"threads": 1, "cache_bytes": 2**21, "page_size": 16, "max_batch_tokens"
 
 
 async def started(model, **config):
-    from rejoinder.worker.engines.transformers_continuous import create
+    from rejoinder.worker.engines.transformers_engine import create
 
     engine = create({"model": str(model), **SMALL, **config})
     await engine.start()
     return engine
+
+
+async def tokens_of(batch, *arguments):
+    return (await batch.run(*arguments)).tokens
 
 
 def completion(body, response_id="r"):

@@ -4,11 +4,11 @@ import asyncio
 
 import pytest
 import torch
-from engine_harness import CONTEXT, SMALL, build_tiny
+from engine_harness import CONTEXT, SMALL, build_tiny, tokens_of
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from rejoinder.worker.engines import transformers_attention as attention
-from rejoinder.worker.engines.transformers_batch import ContinuousBatch
+from rejoinder.worker.engines.transformers_continuous import ContinuousBatch
 from rejoinder.worker.engines.transformers_loading import load
 from rejoinder.worker.engines.transformers_sampling import Sampling
 from rejoinder.worker.engines.transformers_settings import TransformersSettings
@@ -66,8 +66,8 @@ def greedy(model, attn, **sizes):
     async def together():
         # The last one comes when the others' prefix is in the cache.
         *most, last = prompts()
-        results = await asyncio.gather(*[batch.run(prompt, 40, Sampling()) for prompt in most])
-        return [*results, await batch.run(last, 40, Sampling())]
+        results = await asyncio.gather(*[tokens_of(batch, prompt, 40, Sampling()) for prompt in most])
+        return [*results, await tokens_of(batch, last, 40, Sampling())]
 
     batch.start()
     try:

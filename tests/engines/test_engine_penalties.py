@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from engine_harness import completion, started
+from engine_harness import completion, started, tokens_of
 from transformers import AutoModelForCausalLM
 from transformers.generation.continuous_batching.requests import RequestState
 
@@ -64,8 +64,8 @@ async def test_the_repetition_penalty_is_transformers_own(engine, model, repetit
         max_new_tokens=LENGTH,
         pad_token_id=0,
     )[0, len(PROMPT) :].tolist()
-    assert await engine._batch.run(PROMPT, LENGTH, Sampling(penalties=Penalties(repetition))) == want
-    assert want != await engine._batch.run(PROMPT, LENGTH, Sampling())
+    assert await tokens_of(engine._batch, PROMPT, LENGTH, Sampling(penalties=Penalties(repetition))) == want
+    assert want != await tokens_of(engine._batch, PROMPT, LENGTH, Sampling())
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ async def test_the_repetition_penalty_is_transformers_own(engine, model, repetit
 )
 async def test_presence_and_frequency_are_as_defined(engine, model, penalties):
     want = reference(model, PROMPT, penalties, LENGTH)
-    assert await engine._batch.run(PROMPT, LENGTH, Sampling(penalties=penalties)) == want
+    assert await tokens_of(engine._batch, PROMPT, LENGTH, Sampling(penalties=penalties)) == want
 
 
 async def test_only_the_repetition_penalty_knows_the_prompt(engine, model):
@@ -93,8 +93,10 @@ async def test_only_the_repetition_penalty_knows_the_prompt(engine, model):
     assert repeating
     changed = 0
     for prompt, token in repeating[:10]:
-        assert await engine._batch.run(prompt, 1, Sampling(penalties=Penalties(presence=2.0, frequency=2.0))) == [token]
-        changed += await engine._batch.run(prompt, 1, Sampling(penalties=Penalties(2.0))) != [token]
+        assert await tokens_of(
+            engine._batch, prompt, 1, Sampling(penalties=Penalties(presence=2.0, frequency=2.0))
+        ) == [token]
+        changed += await tokens_of(engine._batch, prompt, 1, Sampling(penalties=Penalties(2.0))) != [token]
     assert changed
 
 
@@ -195,7 +197,7 @@ def a_batch():
 
 @pytest.mark.parametrize("where", [0, 4, 9])
 async def test_a_stop_token_ends_the_text_before_it(engine, where):
-    whole = await engine._batch.run(PROMPT, 24, Sampling())
+    whole = await tokens_of(engine._batch, PROMPT, 24, Sampling())
     first = whole.index(whole[where])
     asked = {"prompt": PROMPT, "temperature": 0, "max_tokens": 24, "stop_token_ids": [289, whole[where]]}
     for extra in ({}, {"stop": ["never there"]}):
@@ -210,9 +212,10 @@ async def test_a_stop_token_ends_the_text_before_it(engine, where):
 
 
 async def test_a_stop_token_is_its_own_requests_alone(engine):
-    whole = await engine._batch.run(PROMPT, 24, Sampling())
+    whole = await tokens_of(engine._batch, PROMPT, 24, Sampling())
     ending, other = await asyncio.gather(
-        engine._batch.run(PROMPT, 24, Sampling(), None, {whole[5]}), engine._batch.run(PROMPT, 24, Sampling())
+        tokens_of(engine._batch, PROMPT, 24, Sampling(), None, {whole[5]}),
+        tokens_of(engine._batch, PROMPT, 24, Sampling()),
     )
     assert ending == whole[: whole.index(whole[5]) + 1]
     assert other == whole
@@ -232,7 +235,7 @@ async def test_refusals(engine, monkeypatch):
     ("static", "ahead", "penalties"), [(False, False, True), (True, False, False), (False, True, False)]
 )
 async def test_steps_that_cannot_know_all_tokens_before_them_take_no_penalties(static, ahead, penalties):
-    from rejoinder.worker.engines.transformers_batch import _sees_history
+    from rejoinder.worker.engines.transformers_continuous import _sees_history
 
     config = SimpleNamespace(use_async_batching=ahead)
     manager = SimpleNamespace(logit_processor=SamplingProcessors(static=static), continuous_batching_config=config)

@@ -5,7 +5,7 @@ import threading
 from itertools import count
 
 import pytest
-from engine_harness import GREEDY, KINDS, completion, eventually, started
+from engine_harness import GREEDY, KINDS, completion, eventually, started, tokens_of
 
 from rejoinder.worker.engines.transformers_sampling import Sampling
 from rejoinder.worker.errors import BadRequest, RequestTooLarge, Unavailable
@@ -57,12 +57,12 @@ async def test_a_sequence_ended_from_outside_lets_the_preempted_ones_in(tiny, ho
     at_preemption(small, happened, resume)
     # The cache is full when both have about 80 tokens.
     stop = None if how == "cancelled" else lambda tokens: len(tokens) >= 70
-    both = [asyncio.create_task(small._batch.run([5 + i] * 40, 110, Sampling(), stop)) for i in range(2)]
+    both = [asyncio.create_task(tokens_of(small._batch, [5 + i] * 40, 110, Sampling(), stop)) for i in range(2)]
     try:
         async with asyncio.timeout(60):
             await happened.wait()
             (active,) = small._batch._manager.batch_processor.scheduler.active_requests.values()
-            newcomer = asyncio.create_task(small._batch.run([7], 1, Sampling()))
+            newcomer = asyncio.create_task(tokens_of(small._batch, [7], 1, Sampling()))
             if how == "cancelled":
                 both.pop(active.initial_tokens[0] - 5).cancel()
             await asyncio.sleep(0)  # the cancelled one takes itself out of the batch
@@ -135,7 +135,7 @@ async def test_the_death_of_the_generation_thread_is_everybodys(tiny):
         neighbours = [asyncio.create_task(dying.generate(completion({**GREEDY, "max_tokens": 200}))) for _ in range(3)]
         manager = dying._batch._manager
         await eventually(lambda: len(manager.batch_processor.scheduler.active_requests) == 3)
-        for call in (dying._batch.run([10**6], 5, Sampling()), *neighbours):
+        for call in (tokens_of(dying._batch, [10**6], 5, Sampling()), *neighbours):
             with pytest.raises(Unavailable):
                 await call
         async with asyncio.timeout(5):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from engine_harness import chat, completion
+from engine_harness import chat, completion, tokens_of
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
@@ -33,7 +33,7 @@ FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
 def test_greedy_is_what_generate_says_token_for_token(smollm2):
     import torch
 
-    from rejoinder.worker.engines.transformers_batch import ContinuousBatch
+    from rejoinder.worker.engines.transformers_continuous import ContinuousBatch
     from rejoinder.worker.engines.transformers_loading import load
     from rejoinder.worker.engines.transformers_sampling import Sampling
     from rejoinder.worker.engines.transformers_settings import TransformersSettings
@@ -49,7 +49,7 @@ def test_greedy_is_what_generate_says_token_for_token(smollm2):
     batch = ContinuousBatch(loaded, settings)
 
     async def together():
-        return await asyncio.gather(*[batch.run(prompt, 8, Sampling()) for prompt in prompts])
+        return await asyncio.gather(*[tokens_of(batch, prompt, 8, Sampling()) for prompt in prompts])
 
     batch.start()
     try:

@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from engine_harness import CONTEXT, GREEDY, KINDS, build_tiny, chat, completion, eventually, started
+from engine_harness import CONTEXT, GREEDY, KINDS, build_tiny, chat, completion, eventually, started, tokens_of
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
@@ -144,7 +144,7 @@ async def test_stop_strings(engine, where):
 
 
 async def test_end_of_sequence(tiny, tmp_path, engine):
-    whole = await engine._batch.run([5, 6, 7], 24, Sampling())
+    whole = await tokens_of(engine._batch, [5, 6, 7], 24, Sampling())
     eos = whole[9]
     ending = await started(build_tiny(tmp_path, eos=[1, eos]))
     try:

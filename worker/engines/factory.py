@@ -68,4 +68,4 @@ def create_transformers(config: Mapping[str, Any]) -> Engine:
     if own["model"] == PACKAGED_MODEL:
         # Only here and below is torch imported.
         own["model"] = str(import_module("rejoinder.worker.engines.smollm2").ensure(cache))
-    return cast("Engine", import_module("rejoinder.worker.engines.transformers_continuous").create(own))
+    return cast("Engine", import_module("rejoinder.worker.engines.transformers_engine").create(own))

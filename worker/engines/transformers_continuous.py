@@ -1,183 +1,212 @@
-"""The default engine for decoder models: `/v1/completions` and `/v1/chat/completions` by continuous batching."""
+"""transformers' continuous batching as one coroutine for each sequence, with what its traps need around it.
+
+One bad request ends its generation thread and with it every request in flight (docs say which; `admission` refuses
+them). A thread that has ended stays so here: the engine process ends too, and its host starts a new one.
+"""
 
 import asyncio
-import math
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, TypeVar
+import queue
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+from uuid import uuid4
 
-from rejoinder.schemas.openai import ChatCompletionRequest, CompletionRequest
-from rejoinder.worker.engines import admission, answers
-from rejoinder.worker.engines.admission import Limits
-from rejoinder.worker.engines.answers import Choice
-from rejoinder.worker.engines.protocol import Engine, EngineRequest
-from rejoinder.worker.engines.transformers_batch import ContinuousBatch
-from rejoinder.worker.engines.transformers_loading import load
-from rejoinder.worker.engines.transformers_noise import sequence_seed
-from rejoinder.worker.engines.transformers_penalties import Penalties
-from rejoinder.worker.engines.transformers_sampling import Sampling
+import torch
+from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
+from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
+from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
+from transformers.generation.continuous_batching.requests import RequestState
+from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
+
+from rejoinder.worker.engines.transformers_attention import choose
+from rejoinder.worker.engines.transformers_batch import CPU_RUNNING, GPU_RUNNING, Generated
+from rejoinder.worker.engines.transformers_loading import LoadedModel
+from rejoinder.worker.engines.transformers_penalties import History
+from rejoinder.worker.engines.transformers_sampling import Sampling, SamplingProcessors
 from rejoinder.worker.engines.transformers_settings import TransformersSettings
-from rejoinder.worker.engines.transformers_text import StopMatcher, Text, cut
-from rejoinder.worker.errors import Unavailable
+from rejoinder.worker.errors import EngineGone, Failed, Unavailable
 
-TEXT_THREADS = 2
-"""Tokenization and detokenization at once: enough to stay ahead of a model, few enough to leave it the processor."""
-AHEAD = 0.25
-"""Of the places in the batch, sequences admitted beyond them. The generation thread begins its next step at once,
-before a finished sequence's place could be given away, so without a queue at its door each place would stand empty for
-a step: 6 % of the work at 16 tokens an answer. More would only keep requests from other workers."""
-SHARE = 4
-"""One request runs at most one in so many of the places in the batch at once: `n` of 128 must not hold up requests of
-one sequence each, whose own time limits run meanwhile."""
-WATCH_SECONDS = 0.25
-"""How soon the end of the generation thread is noticed where no request was in flight to tell."""
-
-T = TypeVar("T")
-Body = CompletionRequest | ChatCompletionRequest
+CPU_BATCH_TOKENS = 256
+CPU_CACHE_BYTES = 2**30
+CPU_PAGE_SIZE = 32
+STOP_SECONDS = 2.0
 
 
-def create(config: Mapping[str, Any]) -> Engine:
-    """The engine for a config of `TransformersSettings`. Nothing is loaded yet.
+class ResumingScheduler(FIFOScheduler):
+    """transformers' own, but a cancelled sequence makes room for waiting ones as a finished one does.
 
-    Raises:
-        pydantic.ValidationError: the config breaks a rule.
+    When the cache is full, transformers puts a sequence back and lets no other one in until a sequence ends by itself.
+    Stop strings, timeouts and lost leases end ours from outside: without this the batch would wait for ever.
     """
-    return TransformersEngine(TransformersSettings.model_validate(dict(config)))
+
+    NAME = "rejoinder"
+
+    def clear_cancelled_requests(self) -> list[RequestState]:
+        """As transformers' own. Called in the generation thread, before each step."""
+        cancelled = super().clear_cancelled_requests()
+        if cancelled:
+            self.block_new_requests = False
+        return cancelled
 
 
-class TransformersEngine:
-    """An `Engine` for one decoder model in this process."""
+SCHEDULER_MAPPING[ResumingScheduler.NAME] = ResumingScheduler
 
-    def __init__(self, settings: TransformersSettings) -> None:
-        self._settings = settings
-        path = Path(settings.model)
-        self._served = settings.served_names or [path.resolve().name if path.is_dir() else settings.model]
-        self._pool = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
-        self._started = self._stopped = False
-        self._admitted = 0
-        self._finished = 0
+
+class _Nobody(queue.Queue[Any]):
+    """Where outputs go whose sequence has been taken out meanwhile. transformers would keep them for ever."""
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        """Drop it."""
+
+
+class ContinuousBatch:
+    """A `Batch` that each sequence joins and leaves at any step.
+
+    Args:
+        loaded: The model. Its attention may be switched to one that suits.
+        settings: Sizes. What is absent is chosen for the device.
+    """
+
+    def __init__(self, loaded: LoadedModel, settings: TransformersSettings) -> None:
+        self._eos = loaded.eos
+        cpu = loaded.model.device.type == "cpu"
+        self.running = settings.max_running or (CPU_RUNNING if cpu else GPU_RUNNING)
+        """Sequences at once, at most."""
+        try:
+            choose(loaded.model, settings.attn)
+            self._manager = _manager(loaded.model, settings, self.running)
+            self._manager.warmup()  # allocates the cache: what does not fit fails here, not in the first request
+        except (ValueError, RuntimeError, AttributeError, KeyError) as exc:
+            first = str(exc).partition("\n")[0]
+            raise EngineGone(f"continuous batching cannot serve {settings.model!r} as configured: {first}") from exc
+        cache: Any = self._manager.batch_processor.cache  # type: ignore[union-attr]  # warmup made it
+        self.longest = infer_max_single_request_tokens(cache)
+        """Tokens of one sequence, at most, by the size of the cache."""
+        self.penalties = _sees_history(self._manager)
+        """Whether sequences may have penalties."""
+        if self.longest < 2:
+            raise EngineGone("the KV cache holds less than two tokens: set a larger cache_bytes")
+
+    def start(self) -> None:
+        """Start the generation thread. It is no daemon: `stop` it."""
+        self._manager.start()
+
+    def stop(self) -> None:
+        """End the generation thread after its current step; sequences in flight raise `Unavailable`. Blocks."""
+        self._manager.stop(block=True, timeout=STOP_SECONDS, hard_stop=True)
 
     @property
-    def paths(self) -> frozenset[str]:
-        """Chat only where the model has a chat template."""
-        chat = {"/v1/chat/completions"} if self._started and self._text.has_chat_template else set()
-        return frozenset({"/v1/completions"} | chat)
+    def alive(self) -> bool:
+        """Whether the generation thread runs and takes sequences."""
+        return self._manager.is_running() and self._manager.background_thread_status.can_accept_new_requests() is None
 
     @property
-    def capacity(self) -> int:
-        """Sequences in the batch, and those that wait at its door: a place that is free at the next step is filled."""
-        return self._admitted if self._started and not self._stopped and self._batch.alive else 0
+    def steps(self) -> int:
+        """Steps done."""
+        return int(getattr(self._manager, "current_batch", 0))
 
-    @property
-    def progress(self) -> int:
-        """Steps of the model and requests done."""
-        return self._finished + (self._batch.steps if self._started else 0)
+    async def run(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        sampling: Sampling,
+        stop: Callable[[list[int]], bool] | None = None,
+        stop_tokens: Collection[int] = (),
+    ) -> Generated:
+        """Generate one sequence; see `Batch.run`."""
+        name = uuid4().hex  # never the message's own: a redelivery may meet its first delivery
+        done: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+        seen = 0
 
-    async def start(self) -> None:
-        """Load the model; see `Engine.start`."""
-        await asyncio.to_thread(self._load)
-        self._admitted = self._batch.running + math.ceil(self._batch.running * AHEAD)
-        self._slots = asyncio.Semaphore(self._admitted)
-        self._batch.start()
-        self._started = True
+        def on_output(output: Any) -> None:
+            nonlocal seen
+            if done.done():
+                return
+            tokens: list[int] = output.generated_tokens
+            if output.error is not None:
+                done.set_exception(self._failure(output.error))
+            elif stop is not None:
+                # One token at a time, so that the end does not depend on how outputs were gathered.
+                end = next((n for n in range(seen + 1, len(tokens) + 1) if stop(tokens[:n])), None)
+                seen = len(tokens)
+                if end is not None:
+                    done.set_result(tokens[:end])
+            if output.is_finished() and not done.done():
+                done.set_result(tokens)
 
-    def _load(self) -> None:
-        loaded = load(self._settings)
-        self._text = Text(loaded.tokenizer, loaded.eos)
-        self._batch = ContinuousBatch(loaded, self._settings)
-        self._limits = Limits(
-            sequence=min(loaded.context, self._batch.longest),
-            vocabulary=loaded.vocabulary,
-            default_max_tokens=self._settings.default_max_tokens,
-            penalties=self._batch.penalties,
-        )
-
-    async def generate(self, request: EngineRequest) -> Any:
-        """Run one request; see `Engine.generate`."""
-        if not self._started or self._stopped:
-            raise Unavailable("the engine is not running; the request will be tried again")
-        body = admission.parse_body(request.path, request.body)
-        model = admission.served_name(body.model, self._served)
-        admission.check_sampling(body, self._limits)
-        prompts = await self._prompts(body)
-        lengths = [admission.new_tokens(body, len(prompt), self._limits) for prompt in prompts]
-        origin = request.response_id if body.seed is None else body.seed
-        share = asyncio.Semaphore(max(1, self._batch.running // SHARE))
-        sequences = [
-            self._sequence(share, body, prompts[i // body.n], lengths[i // body.n], sequence_seed(origin, i))
-            for i in range(len(prompts) * body.n)
-        ]
-        choices = await _all(sequences)
-        self._finished += 1
-        shape = answers.completion if isinstance(body, CompletionRequest) else answers.chat_completion
-        return shape(request, model, sum(map(len, prompts)), choices)
-
-    async def _prompts(self, body: Body) -> list[list[int]]:
-        """The token ids of each prompt, admitted."""
-        if isinstance(body, CompletionRequest):
-            for prompt in body.prompts:
-                if isinstance(prompt, str):
-                    admission.check_text(prompt, self._limits, "prompt")
-            tokens = await self._in_thread(lambda: [_tokens(self._text, prompt) for prompt in body.prompts])
-        else:
-            admission.check_text("".join(message.text for message in body.messages), self._limits, "messages")
-            tokens = [await self._in_thread(lambda: self._text.encode_chat(body.messages))]
-        for ids in tokens:
-            admission.check_tokens(ids, self._limits, "prompt" if isinstance(body, CompletionRequest) else "messages")
-        return tokens
-
-    async def _sequence(
-        self, share: asyncio.Semaphore, body: Body, prompt: Sequence[int], max_new_tokens: int, seed: int
-    ) -> Choice:
-        sampling = _sampling(body, self._limits.vocabulary, seed)
-        stop_tokens = frozenset(body.stop_token_ids or ())
-        matcher = StopMatcher(self._text, body.stops) if body.stops else None
-        async with share, self._slots:
-            tokens = await self._batch.run(
-                prompt, max_new_tokens, sampling, matcher.push if matcher else None, stop_tokens
+        self._manager.register_result_handler(name, on_output)
+        try:
+            added = self._manager.add_request(
+                list(prompt),
+                request_id=name,
+                max_new_tokens=max_new_tokens,
+                streaming=stop is not None,
+                eos_token_id=sorted(self._eos.union(stop_tokens)) or None,
+                **_chosen_by(sampling, prompt),
             )
-        text = await self._in_thread(lambda: self._text.decode(tokens, stop_tokens))
-        before = cut(text, body.stops)
-        ended = before is not None or self._text.ended(tokens, stop_tokens)
-        return Choice(text if before is None else before, "stop" if ended else "length", len(tokens))
+            if added is None:
+                raise Unavailable("the engine is ending; the request will be tried again")
+            return Generated(await done)
+        finally:
+            self._forget(name)
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+    def _forget(self, name: str) -> None:
+        """Take a sequence that is not finished out of the batch. Cancelling alone would leave its handler behind."""
+        if self._manager.output_router.result_handlers.pop(name, None) is not None:
+            self._manager.cancel_request(name)
 
-    async def wait_gone(self) -> None:
-        """Return when the generation thread has ended by itself: what ended it is in the log."""
-        while self._stopped or not self._started or self._batch.alive:  # noqa: ASYNC110  # a thread tells nobody
-            await asyncio.sleep(WATCH_SECONDS)
-
-    async def stop(self) -> None:
-        """End the generation thread; see `Engine.stop`."""
-        if self._started and not self._stopped:
-            self._stopped = True
-            await asyncio.to_thread(self._batch.stop)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def _failure(self, error: str) -> Failed | Unavailable:
+        first = error.partition("\n")[0]
+        if self.alive:
+            return Failed(f"the engine failed on this request: {first}")
+        return Unavailable(f"the engine failed on its whole batch ({first}); the request will be tried again")
 
 
-def _sampling(body: Body, vocabulary: int, seed: int) -> Sampling:
-    return Sampling(
-        temperature=body.temperature,
-        top_k=admission.top_k(body, vocabulary),
-        top_p=body.top_p,
-        seed=seed,
-        min_p=body.min_p,
-        penalties=Penalties(body.repetition_penalty, body.presence_penalty or 0.0, body.frequency_penalty or 0.0),
+def _manager(model: PreTrainedModel, settings: TransformersSettings, running: int) -> ContinuousBatchingManager:
+    cpu = model.device.type == "cpu"
+    page_size = settings.page_size or (CPU_PAGE_SIZE if cpu else ContinuousBatchingConfig().page_size)
+    cache_bytes = settings.cache_bytes or (CPU_CACHE_BYTES if cpu else None)
+    config = ContinuousBatchingConfig(
+        page_size=page_size,
+        num_blocks=None if cache_bytes is None else max(1, cache_bytes // (page_size * _bytes_per_token(model))),
+        max_batch_tokens=settings.max_batch_tokens or (CPU_BATCH_TOKENS if cpu else None),
+        max_requests_per_batch=running,
+        scheduler_type=ResumingScheduler.NAME,
+        auto_switch_to_flash=False,  # it may download compiled code from the hub and run it, unasked
+        use_cuda_graph=settings.cuda_graphs,
+        max_queue_size=0,  # a full queue blocks its caller, the event loop; our slots bound it instead
     )
+    # Not the checkpoint's own: its sampling would be for every request, its penalties are dropped anyway.
+    generation = GenerationConfig(do_sample=False, eos_token_id=-1)  # type: ignore[no-untyped-call]
+    manager: ContinuousBatchingManager = model.init_continuous_batching(  # type: ignore[operator]  # an untyped mixin's
+        generation_config=generation, continuous_batching_config=config
+    )
+    manager.output_router.output_queue = _Nobody()
+    manager.logit_processor = SamplingProcessors(static=_static(manager))
+    return manager
 
 
-def _tokens(text: Text, prompt: str | list[int]) -> list[int]:
-    return text.encode(prompt) if isinstance(prompt, str) else prompt
+def _chosen_by(sampling: Sampling, prompt: Sequence[int]) -> dict[str, Any]:
+    """What a request brings for `SamplingProcessors`."""
+    history = {"history": History(prompt, sampling.penalties)} if sampling.penalties.active else {}
+    return {"sampling": sampling, **history}
 
 
-async def _all(sequences: Sequence[Coroutine[Any, Any, Choice]]) -> list[Choice]:
-    """The results in order. The first failure, or cancelling, ends the others too."""
-    tasks = [asyncio.create_task(sequence) for sequence in sequences]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
+def _static(manager: ContinuousBatchingManager) -> bool:
+    """Whether steps are recorded or compiled."""
+    config = manager.continuous_batching_config
+    compiled = config.varlen_compile_config is not None or config.decode_compile_config is not None
+    return compiled or any(config.cuda_graph_booleans)
+
+
+def _sees_history(manager: ContinuousBatchingManager) -> bool:
+    """Whether each step is made knowing all tokens before it: an asynchronous one is made before the last is known."""
+    processors: Any = manager.logit_processor
+    return not processors.static and not manager.continuous_batching_config.use_async_batching
+
+
+def _bytes_per_token(model: PreTrainedModel) -> int:
+    """Of the KV cache, all layers."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * torch.empty(0, dtype=model.dtype).element_size())

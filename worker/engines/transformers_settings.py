@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class TransformersSettings(BaseModel):
-    """The config of `rejoinder.worker.engines.transformers_continuous:create`."""
+    """The config of `rejoinder.worker.engines.transformers_engine:create`."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
 
