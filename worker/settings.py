@@ -100,7 +100,11 @@ class Settings(BaseModel):
     default_max_tokens: int = Field(
         default=256, ge=1, description="New tokens of a chat completion that sets no limit (a text completion: 16)."
     )
-    threads: int | None = Field(default=None, ge=1, description="CPU threads of the model. Default: torch's own.")
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="CPU threads of each model. Default: torch's own; of several processes, its share of the cores.",
+    )
     cache_dir: Path | None = Field(default=None, description="Where converted models are kept. Default: the user's.")
 
     log_format: Literal["auto", "console", "json"] = Field(
