@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -143,7 +143,7 @@ class Handler:
             )
         expires_at, reason = _expiry(options, message.sent_at)
         job = Job(
-            EngineRequest(path, request.body, name, int(message.sent_at or 0)),
+            EngineRequest(path, request.body, name, int(message.sent_at or 0), message.attempt),
             parsed.metadata,
             options,
             expires_at,
@@ -164,16 +164,22 @@ class Handler:
         """
         name = job.engine_request.response_id
         limit = float(job.options.invocation_timeout_seconds or self._invocation_timeout)
-        ends = asyncio.get_running_loop().time() + limit
+        clock = asyncio.get_running_loop().time
+        timer = asyncio.timeout_at(min(clock() + limit, latest))
+
+        def waits(waiting: bool) -> None:
+            timer.reschedule(latest if waiting else min(clock() + limit, latest))
+
         try:
             _check_expiry(job)
-            async with asyncio.timeout_at(min(ends, latest)) as timer:
-                body = await self._engine.generate(job.engine_request)
+            async with timer:
+                body = await self._engine.generate(replace(job.engine_request, waits=waits))
         except TimeoutError as exc:
             if not timer.expired():  # not ours: something inside the engine timed out
                 return refusal(_failed(exc, name), job.metadata, name)
             reason = f"inference took longer than invocation_timeout_seconds, {limit:g} s"
-            error = TimedOut(reason if ends <= latest else "the request was held for as long as the worker may hold it")
+            held = timer.when() == latest
+            error = TimedOut("the request was held for as long as the worker may hold it" if held else reason)
             return refusal(error, job.metadata, name)
         except RequestError as exc:
             return refusal(exc, job.metadata, name)

@@ -70,6 +70,9 @@ class Settings(BaseModel):
     )
 
     engine_process: bool = Field(default=True, description="Run the model in a process of its own.")
+    engine_processes: int = Field(
+        default=1, ge=1, description="Copies of the model on the device, each in a process of its own."
+    )
     engine_start_seconds: float = Field(default=900.0, gt=0, description="Limit of loading the model.")
     engine_hang_seconds: float = Field(
         default=120.0, gt=0, description="An engine that makes no progress for this long is killed and restarted."
@@ -79,6 +82,9 @@ class Settings(BaseModel):
     )
 
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
+    devices: Names = Field(
+        default=[], description="Such as cuda:0,cuda:1: one engine process on each, in place of device."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="auto: float32 on the CPU, else the checkpoint's own."
     )
@@ -94,7 +100,11 @@ class Settings(BaseModel):
     default_max_tokens: int = Field(
         default=256, ge=1, description="New tokens of a chat completion that sets no limit (a text completion: 16)."
     )
-    threads: int | None = Field(default=None, ge=1, description="CPU threads of the model. Default: torch's own.")
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="CPU threads of each model. Default: torch's own; of several processes, its share of the cores.",
+    )
     cache_dir: Path | None = Field(default=None, description="Where converted models are kept. Default: the user's.")
 
     log_format: Literal["auto", "console", "json"] = Field(
@@ -112,6 +122,20 @@ class Settings(BaseModel):
             raise ValueError("model has no meaning with engine echo: leave one of them out")
         return self
 
+    @model_validator(mode="after")
+    def _processes_have_their_devices(self) -> "Settings":
+        given = [name for name in ("devices", "engine_processes") if name in self.model_fields_set]
+        if given and self.engine_name == "echo":
+            raise ValueError(f"{given[0]} has no meaning with engine echo, which has no process of its own")
+        if given and not self.engine_process:
+            raise ValueError(f"{given[0]} has no meaning without engine_process")
+        if "devices" in given:
+            _check_devices(self.devices)
+            for name in ("device", "engine_processes"):
+                if name in self.model_fields_set:
+                    raise ValueError(f"devices and {name} exclude each other: devices has one process on each")
+        return self
+
     @property
     def engine_name(self) -> Literal["transformers", "echo"]:
         """The engine that runs."""
@@ -121,6 +145,18 @@ class Settings(BaseModel):
     def cache(self) -> Path:
         """Where converted models are kept."""
         return self.cache_dir or user_cache_dir()
+
+
+def _check_devices(devices: list[str]) -> None:
+    """Refuse what is no list of different devices."""
+    if not devices:
+        raise ValueError("devices is empty: name at least one, such as cuda:0,cuda:1")
+    if "auto" in devices:
+        raise ValueError("devices names each device itself, such as cuda:0,cuda:1: auto is none")
+    same = ["cuda:0" if device == "cuda" else device for device in devices]
+    twice = sorted({device for device in same if same.count(device) > 1})
+    if twice:
+        raise ValueError(f"devices names {', '.join(twice)} twice: for copies on one device take engine_processes")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 
 import psutil
 
@@ -27,8 +28,11 @@ async def engine_process(settings=QUICK, **config):
         assert not psutil.Process().children(recursive=True)  # neither alive nor zombie
 
 
-def request(what, value=None):
-    return EngineRequest("/do", {what: value}, "r", 1)
+_numbers = itertools.count()
+
+
+def request(what, value=None, name=None, attempt=None):
+    return EngineRequest("/do", {what: value}, name or f"r{next(_numbers)}", 1, attempt)
 
 
 async def running(engine, *names):

@@ -26,9 +26,9 @@ def die_if_there(mark):
 
 class Misbehaving:
     paths = frozenset({"/do"})
-    capacity = 7
 
     def __init__(self, config):
+        self.capacity = config.get("capacity", 7)
         self.config = config
         self.progress = 0
         self.cancelled = []
@@ -85,6 +85,10 @@ class Misbehaving:
         return "alive"
 
     async def pid(self, _):
+        return os.getpid()
+
+    async def pid_after(self, seconds):
+        await asyncio.sleep(seconds)
         return os.getpid()
 
     async def returns_object(self, _):

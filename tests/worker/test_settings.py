@@ -7,6 +7,7 @@ import pytest
 from rejoinder.worker.settings import Settings, SettingsError, resolve, user_cache_dir
 
 GIVEN = {"requests": "memory://a", "responses": "memory://b", "engine": "echo"}
+MODEL = {"engine": "transformers", "model": "x"}
 
 
 def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(tmp_path: Path) -> None:
@@ -47,6 +48,15 @@ def test_lists_and_booleans_are_read_from_the_environment() -> None:
         ({"engine": "auto"}, {}, "model is missing"),
         ({"model": "x"}, {}, "model has no meaning with engine echo"),
         ({"default_path": "x"}, {}, "default_path"),
+        ({"engine_processes": 2}, {}, "engine_processes has no meaning with engine echo"),
+        ({"devices": "cpu"}, {}, "devices has no meaning with engine echo"),
+        ({**MODEL, "devices": ","}, {}, "devices is empty: name at least one, such as cuda:0,cuda:1"),
+        ({**MODEL, "devices": "cuda:1,cuda,cuda:0"}, {}, "devices names cuda:0 twice: .* take engine_processes"),
+        ({**MODEL, "devices": "auto,cpu"}, {}, "auto is none"),
+        ({**MODEL, "devices": "cpu", "device": "cpu"}, {}, "devices and device exclude each other"),
+        ({**MODEL, "devices": "cpu", "engine_processes": 2}, {}, "devices and engine_processes exclude each other"),
+        ({**MODEL, "engine_processes": 2, "engine_process": False}, {}, "engine_processes has no .* engine_process"),
+        ({**MODEL, "engine_processes": 0}, {}, "engine_processes .from flag. is 0"),
     ],
 )
 def test_what_cannot_be_is_said_with_its_origin(flags: dict, environ: dict, message: str) -> None:

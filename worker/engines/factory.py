@@ -1,5 +1,6 @@
 """Which engine the settings ask for."""
 
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import Any, cast
 
 from rejoinder.worker.engines.echo import EchoEngine
 from rejoinder.worker.engines.host import EngineProcess, HostSettings
+from rejoinder.worker.engines.pool import EnginePool
 from rejoinder.worker.engines.protocol import Engine
+from rejoinder.worker.engines.quarantine import Suspects
 from rejoinder.worker.settings import Settings
 
 PACKAGED_MODEL = "smollm2"
@@ -21,15 +24,29 @@ def create_engine(settings: Settings) -> Engine:
     config = transformers_config(settings)
     if not settings.engine_process:
         return create_transformers(config)
-    return EngineProcess(
-        FACTORY,
-        config,
-        HostSettings(
-            start_seconds=settings.engine_start_seconds,
-            hang_seconds=settings.engine_hang_seconds,
-            max_deaths=settings.engine_max_deaths,
-        ),
+    host = HostSettings(
+        start_seconds=settings.engine_start_seconds,
+        hang_seconds=settings.engine_hang_seconds,
+        max_deaths=settings.engine_max_deaths,
     )
+    devices = settings.devices or [settings.device] * settings.engine_processes
+    if len(devices) == 1:
+        return EngineProcess(FACTORY, {**config, "device": devices[0]}, host)
+    if settings.threads is None:
+        # Each would take as many as there are cores, and they would run in each other's way. A GPU needs few.
+        config["threads"] = max(1, _cores() // len(devices))
+    suspects = Suspects()
+    names = settings.devices or [f"{device}, process {number}" for number, device in enumerate(devices, 1)]
+    processes = [
+        EngineProcess(FACTORY, {**config, "device": device}, host, suspects, name)
+        for device, name in zip(devices, names, strict=True)
+    ]
+    return EnginePool(processes, suspects)
+
+
+def _cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def transformers_config(settings: Settings) -> dict[str, Any]:

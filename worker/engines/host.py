@@ -9,9 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
+
 from rejoinder.worker.engines.process import ChildProcess
 from rejoinder.worker.engines.protocol import EngineRequest
-from rejoinder.worker.errors import EngineGone, Unavailable
+from rejoinder.worker.engines.quarantine import Gate, Suspects
+from rejoinder.worker.errors import EngineGone, RequestError, Unavailable
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +33,11 @@ class HostSettings:
     """Before the first restart; doubles with each death."""
     restart_backoff_limit: float = 30.0
     max_deaths: int = 5
-    """Deaths with no request completed in between. Then what kills it is in it, and another start will not help."""
+    """Deaths with no request completed in between. Then what kills it is in it, and another start will not help.
+
+    A request that was alone with it is to blame instead, so its deaths do not count; but as many such requests in a row
+    are no coincidence.
+    """
 
 
 class EngineProcess:
@@ -38,19 +47,35 @@ class EngineProcess:
         factory: `package.module:callable`. It is called in the child with `config` and returns an `Engine`.
         config: A JSON object.
         settings: When it counts as dead, and how it is started again.
+        suspects: The requests that earlier processes died with. Shared by the processes of a worker.
+        name: Tells it from others, in the log.
     """
 
-    def __init__(self, factory: str, config: Mapping[str, Any], settings: HostSettings | None = None) -> None:
+    def __init__(
+        self,
+        factory: str,
+        config: Mapping[str, Any],
+        settings: HostSettings | None = None,
+        suspects: Suspects | None = None,
+        name: str = "engine",
+    ) -> None:
+        self.name = name
         self._factory = factory
         self._config = dict(config)
         self._settings = settings or HostSettings()
         self._child: ChildProcess | None = None
+        self._suspects = Suspects() if suspects is None else suspects
+        self._gate = Gate(lambda: self._child is not None and not self._child.ending)
         self._supervisor: asyncio.Task[None] | None = None
         self._paths: frozenset[str] = frozenset()
+        self.size = 0
+        """The capacity that it started with, and thus has when nothing runs."""
         self._steps = 0
         self._deaths = 0
+        self._guilty: set[str] = set()
         self._why = "it has not been started"
         self._gone = asyncio.Event()
+        self._ended = True
 
     @property
     def paths(self) -> frozenset[str]:
@@ -69,13 +94,29 @@ class EngineProcess:
 
     @property
     def deaths(self) -> int:
-        """Deaths since a request was last completed."""
+        """Deaths since a request was last completed, without those of which one request is guilty."""
         return self._deaths
+
+    @property
+    def held(self) -> int:
+        """Requests that run, and those that wait for their turn."""
+        return self._gate.held
+
+    @property
+    def open(self) -> bool:
+        """Whether a fresh request would run at once: the process lives, and is in no quarantine."""
+        return self._gate.open
+
+    @property
+    def gone(self) -> str | None:
+        """Why it will not come back; None while it may."""
+        return self._why if self._gone.is_set() else None
 
     async def start(self) -> None:
         """Start the process and load the engine; see `Engine.start`."""
         child = self._child = await self._spawn()
-        self._paths = child.paths
+        self._paths, self.size = child.paths, child.capacity
+        self._ended = False
         self._supervisor = asyncio.create_task(self._supervise(child))
 
     async def generate(self, request: EngineRequest) -> Any:
@@ -83,12 +124,29 @@ class EngineProcess:
 
         Raises:
             Unavailable: there is no living process now, or it died while it ran this request.
+            EngineGone: there will be none any more; the request was not run.
         """
         if self._gone.is_set():
             raise EngineGone(self._why)
-        if self._child is None:
-            raise Unavailable(f"the engine process is not running ({self._why}); the request will be tried again")
-        return await self._child.generate(request)
+        company = self._suspects.company(request, self.size)
+        if self._child is None and (self._ended or not company):  # a suspect has few attempts left: it waits
+            raise self._unavailable()
+        await self._gate.enter(company, request.waits)
+        try:
+            if self._child is None:
+                raise self._unavailable()
+            body = await self._child.generate(request)
+        except RequestError as exc:
+            if not isinstance(exc, Unavailable):
+                self._suspects.acquit(request)
+            raise
+        finally:
+            self._gate.leave()
+        self._suspects.acquit(request)
+        return body
+
+    def _unavailable(self) -> Unavailable:
+        return Unavailable(f"the engine process is not running ({self._why}); the request will be tried again")
 
     async def wait_gone(self) -> None:
         """See `Engine.wait_gone`."""
@@ -101,6 +159,8 @@ class EngineProcess:
             self._supervisor.cancel()
             await asyncio.wait({self._supervisor})
         child, self._child = self._child, None
+        self._ended = True
+        self._gate.refuse(self._unavailable)
         if child is not None:
             await child.stop(self._settings.stop_seconds)
 
@@ -123,25 +183,38 @@ class EngineProcess:
             self._why = f"the engine process cannot be supervised: {type(exc).__name__}: {exc}"
         self._child = None
         self._gone.set()
+        log.error("engine_process_lost", name=self.name, why=self._why)
+        self._gate.refuse(lambda: EngineGone(self._why))
 
     async def _outlive(self, child: ChildProcess) -> ChildProcess | None:
         """Wait for the end of a process and start the next one."""
         self._child = child
+        self.size = child.capacity
+        self._gate.turn()
         self._why = await child.dead()
         self._child = None
         self._steps += child.progress
-        self._deaths = 1 if child.completed else self._deaths + 1
+        if child.completed:
+            self._deaths = 0
+            self._guilty.clear()
+        guilty = self._suspects.died(child.victims)
+        if guilty is None:
+            self._deaths += 1
+        else:
+            self._guilty.add(guilty)
+        log.warning("engine_process_died", name=self.name, why=self._why, running=len(child.victims), guilty=guilty)
         return await self._restart()
 
     async def _restart(self) -> ChildProcess | None:
         """Start a process that lives to be ready; None when it has died too often."""
-        while self._deaths < self._settings.max_deaths:
-            delay = self._settings.restart_backoff * 2 ** (self._deaths - 1)
+        while max(self._deaths, len(self._guilty)) < self._settings.max_deaths:
+            delay = self._settings.restart_backoff * 2.0 ** (self._deaths - 1)
             await asyncio.sleep(min(delay, self._settings.restart_backoff_limit))
             try:
                 return await self._spawn()
             except EngineGone as exc:
                 self._why = str(exc)
                 self._deaths += 1
-        self._why = f"the engine process died {self._deaths} times in a row; the last time: {self._why}"
+        times = max(self._deaths, len(self._guilty))
+        self._why = f"the engine process died {times} times in a row; the last time: {self._why}"
         return None

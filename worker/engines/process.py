@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rejoinder.worker import errors
@@ -18,6 +18,9 @@ from rejoinder.worker.errors import BadRequest, EngineGone, Failed, RequestError
 
 EXIT_SECONDS = 1.0
 """How long a process whose connection is lost may take to end by itself, so that its exit status can be told."""
+
+DOUBT_SECONDS = 1.0
+"""For a process whose request became `Unavailable` to say that it ends. Well above an engine's own watch for that."""
 
 _KINDS: Mapping[str, type[RequestError]] = {
     name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, RequestError)
@@ -41,7 +44,7 @@ class ChildProcess:
         self._silent = self._stuck = 0.0
         self._running = 0
         self._ids = itertools.count(1)
-        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._calls: dict[int, tuple[asyncio.Future[Any], EngineRequest]] = {}
         self._reason: str | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -54,6 +57,8 @@ class ChildProcess:
         self.progress = 0
         self.completed = 0
         """Requests that got a result. An error proves nothing: a generation thread that dies sends one to each."""
+        self.victims: Sequence[EngineRequest] = ()
+        """Once it is dead: what it ran then."""
 
     async def start(self, seconds: float) -> None:
         """Start the process and return when its engine is loaded.
@@ -98,13 +103,18 @@ class ChildProcess:
         finally:
             theirs.close()
 
+    @property
+    def ending(self) -> bool:
+        """Whether it is dead, or is known to be soon."""
+        return self._lost.is_set() or self._reason is not None
+
     async def dead(self) -> str:
         """Return how it died, once it has, and everything of it is gone."""
         return await asyncio.shield(self._dead)
 
     async def generate(self, request: EngineRequest) -> Any:
         """Run one request in the process; see `Engine.generate`."""
-        if self._lost.is_set() or self._reason is not None:
+        if self.ending:
             raise Unavailable("the engine process has ended; the request will be tried again")
         number = next(self._ids)
         fields = {"path": request.path, "body": request.body, "response_id": request.response_id}
@@ -113,13 +123,18 @@ class ChildProcess:
         except FrameError as exc:
             raise BadRequest(f"the body cannot be handed to the engine: {exc}") from exc
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._calls[number] = answer
+        self._calls[number] = answer, request
         try:
             self.channel.send(data)
             await self.channel.drain()
             return await answer
         except asyncio.CancelledError:
             self.channel.send(encode({"kind": "cancel", "id": number}))
+            raise
+        except Unavailable:
+            # A generation thread that dies tells each request first, and us a moment later: until that is known this
+            # request counts as running, and nobody takes its place.
+            await asyncio.wait({self._dead}, timeout=DOUBT_SECONDS)
             raise
         finally:
             del self._calls[number]
@@ -159,7 +174,7 @@ class ChildProcess:
 
     def _settle(self, frame: Frame) -> None:
         self.completed += frame["kind"] == "result"
-        answer = self._calls.get(frame["id"])
+        answer, _ = self._calls.get(frame["id"], (None, None))
         if answer is None or answer.done():
             return  # cancelled meanwhile
         if frame["kind"] == "result":
@@ -199,7 +214,8 @@ class ChildProcess:
         await lost
         how = self._reason or _how(status)
         self.capacity = 0
-        for answer in self._calls.values():
+        self.victims = [request for _, request in self._calls.values()]
+        for answer, _ in self._calls.values():
             if not answer.done():
                 answer.set_exception(Unavailable(f"the engine process died ({how}); the request will be tried again"))
         for task in self._tasks:

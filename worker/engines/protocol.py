@@ -1,5 +1,6 @@
 """What an engine is to the worker. The worker never looks inside; an engine never sees a broker or an envelope."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +17,11 @@ class EngineRequest:
     """The same on every redelivery: names the answer, and seeds what is random in it."""
     created: int
     """When the broker took the request, seconds since the epoch: the same on every redelivery."""
+    attempt: int | None = None
+    """Which delivery this is, from 1; None where the broker does not count."""
+    waits: Callable[[bool], None] | None = None
+    """Called with True when it must wait for others' sake, and with False when its turn comes: its own time does not
+    run meanwhile."""
 
 
 class Engine(Protocol):
