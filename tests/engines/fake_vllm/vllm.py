@@ -275,9 +275,8 @@ class _Sequence:
         if token in self.llm.eos or token in params.stop_token_ids:
             self.finish_reason = "stop"
             self.stop_reason = None if token in self.llm.eos else token
-        elif any(stop in self._decoded() for stop in params.stop):
-            self.finish_reason = "stop"
-            self.stop_reason = next(stop for stop in params.stop if stop in self._decoded())
+        elif found := [stop for stop in params.stop if stop in self._decoded()]:
+            self.finish_reason, self.stop_reason = "stop", found[0]
         elif (
             len(self.tokens) >= params.max_tokens
             or len(self.ids) + len(self.tokens) >= self.llm.model_config.max_model_len
