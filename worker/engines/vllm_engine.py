@@ -71,6 +71,7 @@ class VllmEngine:
         self._text: Text | None = None
         self._guard: Any = None
         self._stopped = False
+        self._running = 0
         self._steps = 0
         self._calls: set[asyncio.Task[Choice]] = set()
 
