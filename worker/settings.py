@@ -4,6 +4,7 @@ A flag beats `REJOINDER_<NAME>`, which beats `rejoinder.toml`, which beats the d
 environment.
 """
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from rejoinder.worker.engines.vllm_settings import not_twice
 
 ENV_PREFIX = "REJOINDER_"
 CONFIG_FILE = "rejoinder.toml"
@@ -25,7 +28,17 @@ def _comma_list(value: Any) -> Any:
     return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
 
 
+def _json_object(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as exc:
+        raise ValueError(f"it is no JSON object: {exc}") from exc
+
+
 Names = Annotated[list[str], BeforeValidator(_comma_list)]
+Table = Annotated[dict[str, Any], BeforeValidator(_json_object)]
 
 
 class Settings(BaseModel):
@@ -35,7 +48,7 @@ class Settings(BaseModel):
 
     requests: str = Field(description="URL of the queue or subscription to pull requests from.")
     responses: str = Field(description="URL of the queue or topic to publish responses to.")
-    engine: Literal["auto", "transformers", "echo"] = Field(
+    engine: Literal["auto", "transformers", "vllm", "echo"] = Field(
         default="auto", description="auto: transformers where a model is named."
     )
     model: str | None = Field(default=None, description="smollm2, a local directory, or a hub name.")
@@ -105,6 +118,9 @@ class Settings(BaseModel):
         ge=1,
         description="CPU threads of each model. Default: torch's own; of several processes, its share of the cores.",
     )
+    vllm_args: Table = Field(
+        default={}, description="Further fields of vLLM's AsyncEngineArgs: a JSON object, or a table in the file."
+    )
     cache_dir: Path | None = Field(default=None, description="Where converted models are kept. Default: the user's.")
 
     log_format: Literal["auto", "console", "json"] = Field(
@@ -116,10 +132,19 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _engine_has_its_model(self) -> "Settings":
-        if self.engine_name == "transformers" and self.model is None:
+        if self.engine_name != "echo" and self.model is None:
             raise ValueError("model is missing: name smollm2, a local directory or a hub model (or take engine echo)")
         if self.engine == "echo" and self.model is not None:
             raise ValueError("model has no meaning with engine echo: leave one of them out")
+        if self.vllm_args and self.engine != "vllm":
+            raise ValueError("vllm_args has a meaning only with engine vllm: leave it out")
+        if self.engine == "vllm":
+            not_twice(self.vllm_args)
+            others = {"device", "devices", "engine_processes", "attn", "threads"} & self.model_fields_set
+            if asked := ", ".join(sorted(others)):
+                raise ValueError(
+                    f"{asked} has no meaning with engine vllm: leave it out, or use vLLM's own in vllm_args"
+                )
         return self
 
     @model_validator(mode="after")
@@ -137,7 +162,7 @@ class Settings(BaseModel):
         return self
 
     @property
-    def engine_name(self) -> Literal["transformers", "echo"]:
+    def engine_name(self) -> Literal["transformers", "vllm", "echo"]:
         """The engine that runs."""
         return "transformers" if self.engine == "auto" else self.engine
 

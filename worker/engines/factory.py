@@ -11,34 +11,41 @@ from rejoinder.worker.engines.host import EngineProcess, HostSettings
 from rejoinder.worker.engines.pool import EnginePool
 from rejoinder.worker.engines.protocol import Engine
 from rejoinder.worker.engines.quarantine import Suspects
+from rejoinder.worker.errors import EngineGone
 from rejoinder.worker.settings import Settings
 
 PACKAGED_MODEL = "smollm2"
 FACTORY = f"{__name__}:create_transformers"
+VLLM_FACTORY = f"{__name__}:create_vllm"
 
 
 def create_engine(settings: Settings) -> Engine:
     """The engine of the settings, not yet started. Imports no torch: the model's own process does."""
     if settings.engine_name == "echo":
         return EchoEngine(settings.default_path)
-    config = transformers_config(settings)
+    if settings.engine_name == "vllm":
+        config, create, factory = vllm_config(settings), create_vllm, VLLM_FACTORY
+    else:
+        config, create, factory = transformers_config(settings), create_transformers, FACTORY
     if not settings.engine_process:
-        return create_transformers(config)
+        return create(config)
     host = HostSettings(
         start_seconds=settings.engine_start_seconds,
         hang_seconds=settings.engine_hang_seconds,
         max_deaths=settings.engine_max_deaths,
     )
+    if settings.engine_name == "vllm":
+        return EngineProcess(factory, config, host)
     devices = settings.devices or [settings.device] * settings.engine_processes
     if len(devices) == 1:
-        return EngineProcess(FACTORY, {**config, "device": devices[0]}, host)
+        return EngineProcess(factory, {**config, "device": devices[0]}, host)
     if settings.threads is None:
         # Each would take as many as there are cores, and they would run in each other's way. A GPU needs few.
         config["threads"] = max(1, _cores() // len(devices))
     suspects = Suspects()
     names = settings.devices or [f"{device}, process {number}" for number, device in enumerate(devices, 1)]
     processes = [
-        EngineProcess(FACTORY, {**config, "device": device}, host, suspects, name)
+        EngineProcess(factory, {**config, "device": device}, host, suspects, name)
         for device, name in zip(devices, names, strict=True)
     ]
     return EnginePool(processes, suspects)
@@ -86,3 +93,41 @@ def create_transformers(config: Mapping[str, Any]) -> Engine:
         # Only here and below is torch imported.
         own["model"] = str(import_module("rejoinder.worker.engines.smollm2").ensure(cache))
     return cast("Engine", import_module("rejoinder.worker.engines.transformers_engine").create(own))
+
+
+def vllm_config(settings: Settings) -> dict[str, Any]:
+    """What `create_vllm` takes, as JSON: the engine's own settings."""
+    return {
+        "model": settings.model,
+        "served_names": settings.served_model_name,
+        "revision": settings.revision,
+        "trust_remote_code": settings.trust_remote_code,
+        "dtype": settings.dtype,
+        "max_model_len": settings.max_model_len,
+        "max_running": settings.max_running,
+        "max_batch_tokens": settings.max_batch_tokens,
+        "cache_bytes": settings.cache_bytes,
+        "default_max_tokens": settings.default_max_tokens,
+        "vllm_args": settings.vllm_args,
+        "debug": settings.log_level == "debug",
+    }
+
+
+def create_vllm(config: Mapping[str, Any]) -> Engine:
+    """Build the vLLM engine; called in the engine process.
+
+    Raises:
+        EngineGone: vLLM is not installed here, or the model is the demo's.
+    """
+    if config["model"] == PACKAGED_MODEL:
+        raise EngineGone(f"{PACKAGED_MODEL} is packaged for engine transformers: give vLLM a directory or a hub name")
+    try:
+        module = import_module("rejoinder.worker.engines.vllm_engine")
+    except ModuleNotFoundError as exc:
+        if exc.name != "vllm":
+            raise
+        raise EngineGone(
+            "vLLM is not installed: it needs an environment of its own, made with pip install 'rejoinder[vllm]'"
+            " (it pins torch and transformers, and rejoinder[transformers] needs others)"
+        ) from exc
+    return cast("Engine", module.create(config))
