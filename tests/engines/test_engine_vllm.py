@@ -107,7 +107,7 @@ async def test_stop_strings(vllm_engine, engine, where):
 
 async def test_stop_tokens_and_the_end_of_sequence(vllm_engine, engine, fake, tmp_path):
     asked = {"prompt": [5, 6, 7]}
-    tokens = await engine._batch.run([5, 6, 7], 24, sampling_of_nothing())
+    tokens = (await engine._batch.run([5, 6, 7], 24, sampling_of_nothing())).tokens
     stopped = await greedy(vllm_engine, **asked, stop_token_ids=[tokens[9]])
     assert stopped == await greedy(engine, **asked, stop_token_ids=[tokens[9]])
     assert stopped["choices"][0]["finish_reason"] == "stop"
