@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from rejoinder.schemas.embeddings import RerankRequest
-from rejoinder.worker.engines.admission import checked, served_name
+from rejoinder.worker.engines.admission import check_vocabulary, checked, served_name
 from rejoinder.worker.engines.pool import Tokens
 from rejoinder.worker.engines.protocol import EngineRequest
 from rejoinder.worker.engines.transformers_forward import Forward
@@ -86,6 +86,7 @@ class RerankEngine(PoolingEngine):
             check_text(len(text), self._loaded, f"documents.{at}")
         pairs = encode(self._loaded, [query] * len(texts), texts)
         for at, pair in enumerate(pairs):
+            check_vocabulary(pair.ids, self._loaded.vocabulary, f"documents.{at}")  # blanks may have no token at all
             check_length(pair, self._loaded, f"documents.{at}", f"documents.{at} with the query")
         return pairs
 
