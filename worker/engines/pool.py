@@ -6,12 +6,15 @@ queuing: a request's sequences take their turns one after the other by the token
 served last when the request came. So a request of thousands does not hold up one of a single sequence.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any
+
+FEW = 32
+"""Sequences that are put into their places one by one; more are merged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +44,8 @@ class Waiting:
         return len(self.tokens.ids)
 
 
-def _by_length(waiting: Waiting) -> tuple[int, int, int]:
-    return waiting.length, waiting.turn, waiting.order
+Entry = tuple[int, int, int, Waiting]
+"""Length, turn and order, which is unique: tuples of these sort by length without a key."""
 
 
 class Pool:
@@ -56,7 +59,7 @@ class Pool:
     def __init__(self, budget: int, slack: int) -> None:
         self._budget = budget
         self._slack = slack
-        self._sorted: list[Waiting] = []
+        self._sorted: list[Entry] = []
         self._turns: list[tuple[int, int, Waiting]] = []
         self._orders = count()
         self._now = 0
@@ -72,8 +75,13 @@ class Pool:
             turn += waiting.length
             heappush(self._turns, (waiting.turn, waiting.order, waiting))
             added.append(waiting)
-        self._sorted += added
-        self._sorted.sort(key=_by_length)  # two sorted runs, nearly: little more than a merge
+        entries = sorted((waiting.length, waiting.turn, waiting.order, waiting) for waiting in added)
+        if len(entries) < FEW:
+            for entry in entries:
+                insort(self._sorted, entry)
+        else:
+            self._sorted += entries
+            self._sorted.sort()  # of two sorted runs: little more than a merge
         return added
 
     def take(self) -> list[Waiting]:
@@ -84,11 +92,11 @@ class Pool:
             return []
         first = self._turns[0][2]
         self._now = max(self._now, first.turn)
-        begin = bisect_left(self._sorted, _by_length(first), key=_by_length)
+        begin = bisect_left(self._sorted, (first.length, first.turn, first.order, first))
         end = begin + 1
         while (grown := self._grown(begin, end)) is not None:
             begin, end = grown
-        batch = self._sorted[begin:end]
+        batch = [entry[3] for entry in self._sorted[begin:end]]
         del self._sorted[begin:end]
         for waiting in batch:
             waiting.taken = True
@@ -96,14 +104,14 @@ class Pool:
 
     def _grown(self, begin: int, end: int) -> tuple[int, int] | None:
         """One sequence more, the one that costs the least padding; None where none fits."""
-        longest, size = self._sorted[end - 1].length, end - begin
+        longest, size = self._sorted[end - 1][0], end - begin
         options: list[tuple[int, int, int]] = []
         if end < len(self._sorted):
-            longer = self._sorted[end].length
+            longer = self._sorted[end][0]
             if longer * (size + 1) <= self._budget:
                 options.append(((longer - longest) * size, begin, end + 1))
         if begin and longest * (size + 1) <= self._budget:
-            options.append((longest - self._sorted[begin - 1].length, begin - 1, end))
+            options.append((longest - self._sorted[begin - 1][0], begin - 1, end))
         padding, *grown = min(options, default=(self._slack + 1, 0, 0))
         return (grown[0], grown[1]) if padding <= self._slack else None
 
@@ -112,6 +120,6 @@ class Pool:
         if any(not waiting.taken for waiting in sequences):
             for waiting in sequences:
                 waiting.taken = True
-            self._sorted = [waiting for waiting in self._sorted if not waiting.taken]
+            self._sorted = [entry for entry in self._sorted if not entry[3].taken]
             self._turns = [turn for turn in self._turns if not turn[2].taken]
             heapify(self._turns)
