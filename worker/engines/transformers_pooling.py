@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rejoinder.worker.engines.admission import MAX_CHARACTERS_PER_TOKEN
-from rejoinder.worker.engines.pool import Tokens
+from rejoinder.worker.engines.length_pool import Tokens
 from rejoinder.worker.engines.protocol import EngineRequest
 from rejoinder.worker.engines.transformers_forward import Forward, ForwardBatcher
 from rejoinder.worker.engines.transformers_loading import checkpoint_json, context_of, load_as

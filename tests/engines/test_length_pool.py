@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rejoinder.worker.engines.pool import Pool, Tokens
+from rejoinder.worker.engines.length_pool import Pool, Tokens
 
 LENGTHS = st.lists(st.lists(st.integers(1, 60), max_size=12), max_size=6)
 
