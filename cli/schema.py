@@ -5,11 +5,14 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from rejoinder.schemas.bodies import BODIES
+from rejoinder.schemas.embeddings import EmbeddingRequest, RerankRequest
 from rejoinder.schemas.envelope import Request, Response
 from rejoinder.schemas.errors import ErrorBody
-from rejoinder.schemas.openai import BODIES, ChatCompletionRequest, CompletionRequest
+from rejoinder.schemas.openai import ChatCompletionRequest, CompletionRequest
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -31,13 +34,16 @@ class Part(StrEnum):
     RESPONSE = "response"
     COMPLETION = "completion"
     CHAT = "chat"
+    EMBEDDINGS = "embeddings"
+    RERANK = "rerank"
 
 
 def schema(part: Annotated[Part, typer.Argument(help="Of which part of the contract.")] = Part.REQUEST) -> None:
     """Print the JSON Schema of a request, a response or a body.
 
-    completion and chat are the bodies of /v1/completions and /v1/chat/completions. Some rules are beyond a schema
-    (no duplicate keys, for one): the worker checks them, and so does rejoinder publish.
+    completion, chat, embeddings and rerank are the bodies of /v1/completions, /v1/chat/completions, /v1/embeddings and
+    /v1/rerank. Some rules are beyond a schema (no duplicate keys, for one): the worker checks them, and so does
+    rejoinder publish.
     """
     typer.echo(json.dumps(schema_of(part), indent=2, ensure_ascii=False))
 
@@ -53,11 +59,15 @@ def schema_of(part: Part) -> dict[str, Any]:
             return {"$schema": DIALECT, **CompletionRequest.model_json_schema()}
         case Part.CHAT:
             return {"$schema": DIALECT, **ChatCompletionRequest.model_json_schema()}
+        case Part.EMBEDDINGS:
+            return {"$schema": DIALECT, **EmbeddingRequest.model_json_schema()}
+        case Part.RERANK:
+            return {"$schema": DIALECT, **RerankRequest.model_json_schema()}
 
 
 def _request() -> dict[str, Any]:
     """The envelope, with one of body and location, and the body that its path asks for."""
-    models = (Request, *BODIES.values())
+    models: list[type[BaseModel]] = [Request, *BODIES.values()]
     names, schemas = models_json_schema([(model, "validation") for model in models])
     definitions = schemas["$defs"]
     envelope = definitions.pop(_name(names[Request, "validation"]))

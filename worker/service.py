@@ -77,6 +77,11 @@ async def serve(settings: Settings, signals: StopSignals | None = None, engine: 
             engine = engine or create_engine(settings)
             try:
                 if await _started(engine, own):
+                    if settings.default_path not in engine.paths:
+                        # No reason to end: requests may all name their path. One that does not is answered 404.
+                        log.warning(
+                            "default_path_not_served", default_path=settings.default_path, paths=sorted(engine.paths)
+                        )
                     await _work(settings, engine, subscription, topic, own)
             finally:
                 await engine.stop()

@@ -55,6 +55,16 @@ class Settings(BaseModel):
     served_model_name: Names = Field(
         default=[], description="Names that requests may ask for, comma-separated. Default: the model's own."
     )
+    task: Literal["auto", "generate", "embed", "rerank"] = Field(
+        default="auto", description="What the model is for. auto: what its config says."
+    )
+    pooling: Literal["auto", "mean", "cls", "last"] = Field(
+        default="auto",
+        description="Which tokens make an embedding. auto: the checkpoint's, else mean (encoder) or last (decoder).",
+    )
+    normalize: bool | None = Field(
+        default=None, description="Scale embeddings to length 1. Default: as the checkpoint says, else yes."
+    )
     default_path: str = Field(
         default="/v1/completions", pattern=r"^/\S*$", description="The path of a request that has none."
     )

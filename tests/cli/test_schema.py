@@ -40,6 +40,8 @@ def test_a_request_says_one_of_body_and_location_and_the_body_of_each_path() -> 
     assert bodies == {
         "/v1/completions": "#/$defs/CompletionRequest",
         "/v1/chat/completions": "#/$defs/ChatCompletionRequest",
+        "/v1/embeddings": "#/$defs/EmbeddingRequest",
+        "/v1/rerank": "#/$defs/RerankRequest",
     }
     assert "prompt" in schema["$defs"]["CompletionRequest"]["properties"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rejoinder.schemas.openai import BODIES, ChatCompletionRequest, CompletionRequest
-from rejoinder.schemas.problems import Problem, check
+from rejoinder.schemas.problems import Model, Problem, check
 from rejoinder.worker.errors import BadRequest, Missing, RequestTooLarge
 
 COMPLETION_TOKENS = 16
@@ -43,6 +43,15 @@ def parse_body(path: str, body: Any) -> CompletionRequest | ChatCompletionReques
     model = BODIES.get(path)
     if model is None:
         raise Missing(f"{path} is not served; {' and '.join(BODIES)} are", param="path")
+    return checked(model, body)
+
+
+def checked(model: type[Model], body: Any) -> Model:
+    """The body as `model`.
+
+    Raises:
+        BadRequest: it breaks a rule; `param` names the field.
+    """
     try:
         return check(model, body)
     except Problem as exc:
@@ -80,16 +89,25 @@ def check_tokens(tokens: Sequence[int], limits: Limits, param: str) -> None:
         BadRequest: there is no token, or one is outside the vocabulary.
         RequestTooLarge: no new token would fit behind it.
     """
-    if not tokens:
-        raise BadRequest(f"{param} has no tokens: it must have at least one", param=param)
-    if max(tokens) >= limits.vocabulary or min(tokens) < 0:
-        bad = next(token for token in tokens if not 0 <= token < limits.vocabulary)
-        raise BadRequest(
-            f"{param}: the token id {bad} is outside the model's vocabulary; ids are 0 to {limits.vocabulary - 1}",
-            param=param,
-        )
+    check_vocabulary(tokens, limits.vocabulary, param)
     if len(tokens) >= limits.sequence:
         raise _too_long(f"{param} has {len(tokens)} tokens", limits, param)
+
+
+def check_vocabulary(tokens: Sequence[int], vocabulary: int, param: str) -> None:
+    """Refuse token ids that the model does not have.
+
+    Raises:
+        BadRequest: there is no token, or one is not below `vocabulary`.
+    """
+    if not tokens:
+        raise BadRequest(f"{param} has no tokens: it must have at least one", param=param)
+    if max(tokens) >= vocabulary or min(tokens) < 0:
+        bad = next(token for token in tokens if not 0 <= token < vocabulary)
+        raise BadRequest(
+            f"{param}: the token id {bad} is outside the model's vocabulary; ids are 0 to {vocabulary - 1}",
+            param=param,
+        )
 
 
 def _too_long(what: str, limits: Limits, param: str) -> RequestTooLarge:

@@ -66,6 +66,9 @@ def transformers_config(settings: Settings) -> dict[str, Any]:
         "model": settings.model,
         "served_names": names,
         "revision": settings.revision,
+        "task": settings.task,
+        "pooling": settings.pooling,
+        "normalize": settings.normalize,
         "trust_remote_code": settings.trust_remote_code,
         "device": settings.device,
         "dtype": settings.dtype,
@@ -92,7 +95,7 @@ def create_transformers(config: Mapping[str, Any]) -> Engine:
     if own["model"] == PACKAGED_MODEL:
         # Only here and below is torch imported.
         own["model"] = str(import_module("rejoinder.worker.engines.smollm2").ensure(cache))
-    return cast("Engine", import_module("rejoinder.worker.engines.transformers_engine").create(own))
+    return cast("Engine", import_module("rejoinder.worker.engines.transformers_tasks").create(own))
 
 
 def vllm_config(settings: Settings) -> dict[str, Any]:

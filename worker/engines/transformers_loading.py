@@ -1,5 +1,6 @@
 """From a model's name to its weights, tokenizer and limits. Safetensors only: a pickle can run anything."""
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
 
 from rejoinder.worker.engines.transformers_settings import TransformersSettings
 from rejoinder.worker.errors import EngineGone
@@ -35,26 +37,56 @@ def load(settings: TransformersSettings) -> LoadedModel:
     Raises:
         EngineGone: it cannot be loaded; the message says in one line what to do.
     """
+    model, tokenizer = load_as(AutoModelForCausalLM, settings)
+    config = model.config.get_text_config()
+    context = context_of(settings, getattr(config, "max_position_embeddings", None))
+    return LoadedModel(model, tokenizer, context, config.vocab_size, _eos(model, tokenizer))
+
+
+def load_as(kind: Any, settings: TransformersSettings, **options: Any) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load a model by one of transformers' auto classes, onto the device, and its tokenizer.
+
+    Args:
+        kind: Such as `AutoModel`.
+        settings: Which model, and where to.
+        options: For its `from_pretrained`.
+
+    Raises:
+        EngineGone: it cannot be loaded; the message says in one line what to do.
+    """
     if not settings.debug:
         quiet()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device = _device(settings.device)
     source: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, "revision": settings.revision}
-    _refuse_pickles(settings.model)
+    refuse_pickles(settings.model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.model, **source)
-        model = AutoModelForCausalLM.from_pretrained(
-            settings.model, dtype=_dtype(settings.dtype, device), use_safetensors=True, **source
+        model = kind.from_pretrained(
+            settings.model, dtype=_dtype(settings.dtype, device), use_safetensors=True, **source, **options
         )
     except (OSError, ValueError, ImportError) as exc:
         raise EngineGone(f"the model {settings.model!r} cannot be loaded: {_advice(exc)}") from exc
     if model.config.is_encoder_decoder:
         raise EngineGone(f"the model {settings.model!r} is an encoder-decoder, which this engine does not serve")
-    model = model.to(device).eval()  # type: ignore[arg-type]  # a decorator hides the real signature
-    config = model.config.get_text_config()
-    context = _context(settings, getattr(config, "max_position_embeddings", None))
-    return LoadedModel(model, tokenizer, context, config.vocab_size, _eos(model, tokenizer))
+    return model.to(device).eval(), tokenizer
+
+
+def checkpoint_json(settings: TransformersSettings, name: str) -> Any:
+    """The JSON value of one of the checkpoint's files, such as `config.json`; None where there is no such file.
+
+    Raises:
+        EngineGone: it cannot be told whether there is one, or it is no JSON.
+    """
+    try:
+        # Without the flag a missing file and a hub that is away are one error, and a guess would be made of both.
+        path = cached_file(
+            settings.model, name, revision=settings.revision, _raise_exceptions_for_missing_entries=False
+        )
+        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise EngineGone(f"{name} of the model {settings.model!r} cannot be read: {_advice(exc)}") from exc
 
 
 def quiet() -> None:
@@ -80,7 +112,12 @@ def _dtype(name: str, device: torch.device) -> Any:
     return getattr(torch, name)
 
 
-def _context(settings: TransformersSettings, positions: int | None) -> int:
+def context_of(settings: TransformersSettings, positions: int | None) -> int:
+    """The longest sequence in tokens: the setting's, else the model's `positions`.
+
+    Raises:
+        EngineGone: neither says, or the setting is longer than the model's.
+    """
     if settings.max_model_len is None:
         if positions is None:
             raise EngineGone(
@@ -96,7 +133,7 @@ def _context(settings: TransformersSettings, positions: int | None) -> int:
     return settings.max_model_len
 
 
-def _refuse_pickles(model: str) -> None:
+def refuse_pickles(model: str) -> None:
     """Say it plainly for a directory; for the hub, transformers says that there is no safetensors file."""
     path = Path(model)
     if not path.is_dir():

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class TransformersSettings(BaseModel):
-    """The config of `rejoinder.worker.engines.transformers_engine:create`."""
+    """The config of `rejoinder.worker.engines.transformers_tasks:create`."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
 
@@ -15,6 +15,17 @@ class TransformersSettings(BaseModel):
     served_names: list[str] = Field(
         default=[],
         description="Names that a request may give as model; the first is the default. Empty: the model's own.",
+    )
+    task: Literal["auto", "generate", "embed", "rerank"] = Field(
+        default="auto", description="What the model is for. auto: what its config says."
+    )
+    pooling: Literal["auto", "mean", "cls", "last"] = Field(
+        default="auto",
+        description="Which tokens make an embedding. auto: as the checkpoint says, else mean for an encoder and last"
+        " for a decoder.",
+    )
+    normalize: bool | None = Field(
+        default=None, description="Scale embeddings to length 1. Absent: as the checkpoint says, else yes."
     )
     trust_remote_code: bool = Field(default=False, description="Run the Python code that the repository contains.")
     device: str = Field(default="auto", description="cpu, cuda, cuda:1, ...; auto: the GPU where there is one.")
@@ -28,9 +39,16 @@ class TransformersSettings(BaseModel):
     max_model_len: int | None = Field(
         default=None, ge=2, description="Prompt and new tokens of one sequence. Absent: the model's context."
     )
-    max_running: int | None = Field(default=None, ge=1, description="Sequences at once. Absent: 32 on a CPU, else 256.")
+    max_running: int | None = Field(
+        default=None,
+        ge=1,
+        description="Sequences at once. Absent: 32 on a CPU, else 256. Of embed and rerank: requests; absent: 256.",
+    )
     max_batch_tokens: int | None = Field(
-        default=None, ge=1, description="Tokens in one step. Absent: 256 on a CPU, else what the memory allows."
+        default=None,
+        ge=1,
+        description="Tokens in one step. Absent: 256 on a CPU, else what the memory allows. Of embed and rerank: with"
+        " padding, in one forward; absent: 512 on a CPU, else 16384.",
     )
     cache_bytes: int | None = Field(
         default=None, ge=1, description="Of the KV cache. Absent: 1 GiB on a CPU, else what the memory allows."

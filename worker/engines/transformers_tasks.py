@@ -1,0 +1,53 @@
+"""What a model is for, and so which engine runs it."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from rejoinder.worker.engines import transformers_embeddings, transformers_engine, transformers_rerank
+from rejoinder.worker.engines.protocol import Engine
+from rejoinder.worker.engines.transformers_loading import checkpoint_json, quiet, refuse_pickles
+from rejoinder.worker.engines.transformers_settings import TransformersSettings
+
+Task = Literal["generate", "embed", "rerank"]
+
+
+def create(config: Mapping[str, Any]) -> Engine:
+    """The engine for a config of `TransformersSettings`. No weights are loaded yet.
+
+    Raises:
+        pydantic.ValidationError: the config breaks a rule.
+        EngineGone: the model's task is left to its config, which cannot be read.
+    """
+    settings = TransformersSettings.model_validate(dict(config))
+    match task_of(settings):
+        case "embed":
+            return transformers_embeddings.create(config)
+        case "rerank":
+            return transformers_rerank.create(config)
+        case "generate":
+            return transformers_engine.create(config)
+
+
+def task_of(settings: TransformersSettings) -> Task:
+    """The task that the settings name, or the one that the checkpoint's files say.
+
+    Raises:
+        EngineGone: it is left to the checkpoint, whose files cannot be read.
+    """
+    if settings.task != "auto":
+        return settings.task
+    if not settings.debug:
+        quiet()
+    refuse_pickles(settings.model)
+    architectures = (checkpoint_json(settings, "config.json") or {}).get("architectures") or [""]
+    if any(name.endswith("ForSequenceClassification") for name in architectures):
+        return "rerank"
+    # Before the architecture: an embedding model made of a decoder often keeps the decoder's.
+    if checkpoint_json(settings, "modules.json") is not None:
+        return "embed"
+    return "embed" if all(_cannot_generate(name) for name in architectures) else "generate"
+
+
+def _cannot_generate(architecture: str) -> bool:
+    """Whether it is a model without a head that says the next token. Older ones are called GPT2LMHeadModel."""
+    return architecture.endswith(("Model", "ForMaskedLM")) and not architecture.endswith("LMHeadModel")
