@@ -4,6 +4,7 @@ A flag beats `REJOINDER_<NAME>`, which beats `rejoinder.toml`, which beats the d
 environment.
 """
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from rejoinder.worker.engines.transformers_settings import Attention, Compile, contradiction
 
 ENV_PREFIX = "REJOINDER_"
 CONFIG_FILE = "rejoinder.toml"
@@ -26,6 +29,19 @@ def _comma_list(value: Any) -> Any:
 
 
 Names = Annotated[list[str], BeforeValidator(_comma_list)]
+
+
+def _json_object(value: Any) -> Any:
+    """A JSON object from a flag or the environment: as text, or `@FILE`. From a TOML file it is a table already."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(Path(value[1:]).read_text(encoding="utf-8") if value.startswith("@") else value)
+    except (OSError, ValueError) as exc:  # JSON and UTF-8 errors are ValueErrors
+        raise ValueError(f"it should be a JSON object, or @ and the name of a file with one: {exc}") from exc
+
+
+JsonObject = Annotated[dict[str, Any], BeforeValidator(_json_object)]
 
 
 class Settings(BaseModel):
@@ -82,7 +98,7 @@ class Settings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="auto: float32 on the CPU, else the checkpoint's own."
     )
-    attn: Literal["auto", "varlen", "sdpa", "eager"] = Field(
+    attn: Attention = Field(
         default="auto", description="How attention is computed. auto: varlen on the CPU, else the model's own choice."
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub model.")
@@ -91,6 +107,31 @@ class Settings(BaseModel):
     max_running: int | None = Field(default=None, ge=1, description="Requests in the batch at once. Default: auto.")
     max_batch_tokens: int | None = Field(default=None, ge=1, description="Tokens in one step. Default: auto.")
     cache_bytes: int | None = Field(default=None, ge=1, description="Size of the KV cache. Default: auto.")
+    cache_memory_share: float | None = Field(
+        default=None, gt=0, le=1, description="In place of cache_bytes: of the GPU memory free after loading, up to 1."
+    )
+    cuda_graphs: bool = Field(default=False, description="On a GPU: replay steps as CUDA graphs.")
+    async_batching: bool = Field(default=False, description="On a GPU: prepare a step while the one before it runs.")
+    compile: Compile = Field(
+        default="none", description="Compile the model's steps. Each level starts slower and runs faster."
+    )
+    warmup: bool = Field(default=True, description="Generate a little before the first request is taken.")
+    quantization: JsonObject | None = Field(
+        default=None, description="Quantization config of transformers: JSON, or @FILE with it. It has a quant_method."
+    )
+    lora: str | None = Field(
+        default=None, min_length=1, description="LoRA adapter, merged into the model: a directory or a hub name."
+    )
+    lora_revision: str | None = Field(default=None, description="Branch, tag or commit of a hub adapter.")
+    tokenizer: str | None = Field(
+        default=None, min_length=1, description="Directory or hub name of the tokenizer. Default: the model's."
+    )
+    tokenizer_revision: str | None = Field(default=None, description="Branch, tag or commit of a hub tokenizer.")
+    code_revision: str | None = Field(
+        default=None,
+        description="Branch, tag or commit of trust_remote_code's code, where that is elsewhere.",
+    )
+    offline: bool = Field(default=False, description="Fetch nothing from the hub: only what is on this machine.")
     default_max_tokens: int = Field(
         default=256, ge=1, description="New tokens of a chat completion that sets no limit (a text completion: 16)."
     )
@@ -110,6 +151,8 @@ class Settings(BaseModel):
             raise ValueError("model is missing: name smollm2, a local directory or a hub model (or take engine echo)")
         if self.engine == "echo" and self.model is not None:
             raise ValueError("model has no meaning with engine echo: leave one of them out")
+        if problem := contradiction(self):
+            raise ValueError(problem)
         return self
 
     @property

@@ -8,9 +8,25 @@ from typing import Any, cast
 from rejoinder.worker.engines.echo import EchoEngine
 from rejoinder.worker.engines.host import EngineProcess, HostSettings
 from rejoinder.worker.engines.protocol import Engine
+from rejoinder.worker.logs import configure
 from rejoinder.worker.settings import Settings
 
 PACKAGED_MODEL = "smollm2"
+SAME = (
+    "cache_memory_share",
+    "cuda_graphs",
+    "async_batching",
+    "compile",
+    "warmup",
+    "quantization",
+    "lora",
+    "lora_revision",
+    "tokenizer",
+    "tokenizer_revision",
+    "code_revision",
+    "offline",
+)
+"""Settings of the worker that the engine has too, by the same name and with the same meaning."""
 FACTORY = f"{__name__}:create_transformers"
 
 
@@ -21,6 +37,7 @@ def create_engine(settings: Settings) -> Engine:
     config = transformers_config(settings)
     if not settings.engine_process:
         return create_transformers(config)
+    config["logs"] = [settings.log_format, settings.log_level]
     return EngineProcess(
         FACTORY,
         config,
@@ -51,6 +68,7 @@ def transformers_config(settings: Settings) -> dict[str, Any]:
         "max_running": settings.max_running,
         "max_batch_tokens": settings.max_batch_tokens,
         "cache_bytes": settings.cache_bytes,
+        **{name: getattr(settings, name) for name in SAME},
         "default_max_tokens": settings.default_max_tokens,
         "debug": settings.log_level == "debug",
     }
@@ -61,9 +79,12 @@ def create_transformers(config: Mapping[str, Any]) -> Engine:
 
     Args:
         config: As `transformers_config` made it: the engine's own settings, and `cache`, the directory where the
-            packaged model is kept once it is converted.
+            packaged model is kept once it is converted. In a process of its own also `logs`, the worker's format and
+            level of logs.
     """
     own = dict(config)
+    if "logs" in own:
+        configure(*own.pop("logs"))
     cache = Path(own.pop("cache"))
     if own["model"] == PACKAGED_MODEL:
         # Only here and below is torch imported.

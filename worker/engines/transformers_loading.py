@@ -1,15 +1,21 @@
 """From a model's name to its weights, tokenizer and limits. Safetensors only: a pickle can run anything."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import resolve_revision
+from transformers.utils.import_utils import is_accelerate_available
 
-from rejoinder.worker.engines.transformers_settings import TransformersSettings
+from rejoinder.worker.engines import transformers_lora
+from rejoinder.worker.engines.transformers_quantization import method, quantization_config
+from rejoinder.worker.engines.transformers_settings import TransformersSettings, needs_gpu
 from rejoinder.worker.errors import EngineGone
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -27,34 +33,103 @@ class LoadedModel:
     """Token ids are below this."""
     eos: frozenset[int]
     """Each of these tokens ends a sequence."""
+    commits: Mapping[str, str] = field(default_factory=dict)
+    """Of what came from the hub: which commit, by the setting that named it."""
 
 
 def load(settings: TransformersSettings) -> LoadedModel:
-    """Load model and tokenizer onto the device.
+    """Load model, tokenizer and adapter onto the device.
 
     Raises:
         EngineGone: it cannot be loaded; the message says in one line what to do.
     """
     if not settings.debug:
         quiet()
+    if settings.offline:
+        # Each call below is told too. This is for those that libraries make by themselves, in the whole process.
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device = _device(settings.device)
-    source: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, "revision": settings.revision}
+    if device.type == "cpu" and (why := needs_gpu(settings)):
+        raise EngineGone(f"there is no GPU to use here, but {why}")
+    commits: dict[str, str] = {}
+    code: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
+    if settings.code_revision is not None:
+        code["code_revision"] = settings.code_revision
+    source = code | _pinned("model", settings.model, settings.revision, settings.offline, commits)
+    own = settings.tokenizer is None  # then it is where the model is
+    revision = settings.tokenizer_revision or (settings.revision if own else None)
+    text_name = settings.tokenizer or settings.model
+    text_source = code | _pinned("tokenizer", text_name, revision, settings.offline, commits)
     _refuse_pickles(settings.model)
+    adapter = None if settings.lora is None else _adapter(settings.lora, settings, commits)
+    options: dict[str, Any] = {}
+    if settings.quantization is not None:
+        options["quantization_config"] = quantization_config(settings.quantization)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(settings.model, **source)
-        model = AutoModelForCausalLM.from_pretrained(
-            settings.model, dtype=_dtype(settings.dtype, device), use_safetensors=True, **source
+        tokenizer = AutoTokenizer.from_pretrained(text_name, **text_source)
+        config = AutoConfig.from_pretrained(settings.model, **source)
+        if config.is_encoder_decoder:
+            raise EngineGone(f"the model {settings.model!r} is an encoder-decoder, which this engine does not serve")
+        if is_accelerate_available() and (options or getattr(config, "quantization_config", None) is not None):
+            options["device_map"] = {"": device}  # some methods quantize on the GPU only, and cannot be moved there
+        # Not config=config: what from_pretrained makes of its own it also fits to dtype and quantization.
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            settings.model, dtype=_dtype(settings.dtype, device), use_safetensors=True, **options, **source
         )
-    except (OSError, ValueError, ImportError) as exc:
-        raise EngineGone(f"the model {settings.model!r} cannot be loaded: {_advice(exc)}") from exc
-    if model.config.is_encoder_decoder:
-        raise EngineGone(f"the model {settings.model!r} is an encoder-decoder, which this engine does not serve")
-    model = model.to(device).eval()  # type: ignore[arg-type]  # a decorator hides the real signature
+        if model.device != device:
+            model = model.to(device)
+    except (OSError, ValueError, ImportError, RuntimeError, TypeError, KeyError, AttributeError) as exc:
+        raise EngineGone(f"the model {settings.model!r} cannot be loaded{_with(settings)}: {_advice(exc)}") from exc
+    if adapter is not None and settings.lora is not None:
+        model = transformers_lora.apply(model, adapter, settings.lora)
     config = model.config.get_text_config()
+    if not own and len(tokenizer) > config.vocab_size:
+        raise EngineGone(
+            f"the tokenizer {text_name!r} is not this model's: it has {len(tokenizer)} tokens, the model"
+            f" {config.vocab_size}"
+        )
     context = _context(settings, getattr(config, "max_position_embeddings", None))
-    return LoadedModel(model, tokenizer, context, config.vocab_size, _eos(model, tokenizer))
+    return LoadedModel(model.eval(), tokenizer, context, config.vocab_size, _eos(model, tokenizer), commits)
+
+
+def _pinned(what: str, name: str, revision: str | None, offline: bool, commits: dict[str, str]) -> dict[str, Any]:
+    """Where an artefact comes from, as `from_pretrained` takes it: what is read of it is all of one commit.
+
+    Args:
+        what: The setting that names it.
+        name: A directory, or a repository on the hub.
+        revision: As the settings have it.
+        offline: Whether to look at this machine's cache only.
+        commits: Gets the commit, under `what`. A directory has none.
+    """
+    if Path(name).is_dir():
+        if revision is not None:
+            raise EngineGone(f"the {what} {name!r} is a directory: it has no revision {revision!r}")
+        return {"local_files_only": offline}
+    resolved = resolve_revision(name, revision, local_files_only=offline)
+    if commit := getattr(resolved, "resolved", None):
+        commits[what] = commit
+    return {"revision": resolved, "local_files_only": offline}
+
+
+def _adapter(name: str, settings: TransformersSettings, commits: dict[str, str]) -> Path:
+    """The directory of the LoRA adapter, which is fetched if it is not there."""
+    source = _pinned("lora", name, settings.lora_revision, settings.offline, commits)
+    directory = Path(name)
+    if not directory.is_dir():
+        try:
+            files = [transformers_lora.CONFIG, transformers_lora.WEIGHTS]
+            directory = Path(huggingface_hub.snapshot_download(name, allow_patterns=files, **source))
+        except (OSError, ValueError) as exc:
+            raise EngineGone(f"the lora adapter {name!r} cannot be loaded: {_advice(exc)}") from exc
+    transformers_lora.check_files(directory, name)
+    return directory
+
+
+def _with(settings: TransformersSettings) -> str:
+    return "" if settings.quantization is None else f" with quantization {method(settings.quantization)}"
 
 
 def quiet() -> None:
@@ -66,12 +141,16 @@ def quiet() -> None:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
+        if device.type == "cuda":
+            # transformers measures free memory, and quantizes, on the device that is current.
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as exc:
         first = str(exc).partition("\n")[0]
         raise EngineGone(f"the device {name!r} cannot be used: {first}") from exc
+    return device
 
 
 def _dtype(name: str, device: torch.device) -> Any:
@@ -103,6 +182,8 @@ def _refuse_pickles(model: str) -> None:
         if path.is_absolute() or model.startswith((".", "~")) or path.is_file():
             raise EngineGone(f"the model {model!r} is no directory: give one, or the name of a hub repository")
         return
+    if (path / transformers_lora.CONFIG).is_file() and not (path / "config.json").is_file():
+        raise EngineGone(f"the model {model!r} is an adapter: give its base as model, and this as lora")
     if not any(path.glob("*.safetensors")):
         found = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))
         what = f"only {', '.join(found)}, which is pickled and can run anything" if found else "no weights"
@@ -114,6 +195,8 @@ def _refuse_pickles(model: str) -> None:
 
 def _advice(exc: Exception) -> str:
     first = " ".join(str(exc).split())[:400]
+    if not isinstance(exc, OSError):
+        return f"{type(exc).__name__}: {first}" if isinstance(exc, (KeyError, AttributeError)) else first
     return f"{first} (give a directory, or a hub repository that can be reached from here)"
 
 
