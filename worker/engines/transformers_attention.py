@@ -46,6 +46,12 @@ def choose(model: PreTrainedModel, attn: Attention, *, compiled: bool = False) -
         model.set_attn_implementation(attn)
 
 
+def in_force(model: PreTrainedModel) -> str:
+    """How a model computes attention: `varlen`, or what transformers calls it."""
+    name = str(model.config._attn_implementation)
+    return "varlen" if name == NAME else name
+
+
 def _why_not(model: PreTrainedModel) -> str | None:
     """What keeps this model from `varlen`, which computes what sdpa does, and no variation of it."""
     config: Any = model.config.get_text_config()

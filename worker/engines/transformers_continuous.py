@@ -17,8 +17,7 @@ from transformers.generation.continuous_batching.model_runner import infer_max_s
 from transformers.generation.continuous_batching.requests import RequestState
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 
-from rejoinder.worker.engines.transformers_attention import NAME as VARLEN
-from rejoinder.worker.engines.transformers_attention import choose
+from rejoinder.worker.engines.transformers_attention import choose, in_force
 from rejoinder.worker.engines.transformers_batch import CPU_RUNNING, GPU_RUNNING, Generated
 from rejoinder.worker.engines.transformers_loading import LoadedModel
 from rejoinder.worker.engines.transformers_penalties import History
@@ -29,6 +28,8 @@ from rejoinder.worker.errors import EngineGone, Failed, Unavailable
 CPU_BATCH_TOKENS = 256
 CPU_CACHE_BYTES = 2**30
 CPU_PAGE_SIZE = 32
+GPU_MEMORY_SHARE = 0.8
+"""What transformers takes where scores are processed. It would take 0.9, for it does not see our sampling yet."""
 STOP_SECONDS = 2.0
 COMPILE_LEVELS = {"none": 0, "default": 1, "max": 2, "max-static": 3}
 """transformers' own: 2 tries out kernels, 3 compiles for each shape by itself."""
@@ -175,7 +176,7 @@ def _manager(model: PreTrainedModel, settings: TransformersSettings, running: in
         max_requests_per_batch=running,
         scheduler_type=ResumingScheduler.NAME,
         auto_switch_to_flash=False,  # it may download compiled code from the hub and run it, unasked
-        max_memory_percent=settings.cache_memory_share,
+        max_memory_percent=settings.cache_memory_share or (None if cpu else GPU_MEMORY_SHARE),
         use_cuda_graph=settings.cuda_graphs,
         use_async_batching=settings.async_batching,
         default_compile_level=COMPILE_LEVELS[settings.compile],
@@ -187,8 +188,9 @@ def _manager(model: PreTrainedModel, settings: TransformersSettings, running: in
         generation_config=generation, continuous_batching_config=config
     )
     if settings.compile != "none" and not _compiled(manager):
-        used = "varlen" if model.config._attn_implementation == VARLEN else model.config._attn_implementation
-        raise ValueError(f"compile is {settings.compile}, but with attn {used} no step is compiled: set attn to sdpa")
+        raise ValueError(
+            f"compile is {settings.compile}, but with attn {in_force(model)} no step is compiled: set attn to sdpa"
+        )
     manager.output_router.output_queue = _Nobody()
     manager.logit_processor = SamplingProcessors(static=_static(manager))
     return manager

@@ -14,6 +14,7 @@ from rejoinder.worker.engines import admission, answers
 from rejoinder.worker.engines.admission import Limits
 from rejoinder.worker.engines.answers import Choice
 from rejoinder.worker.engines.protocol import Engine, EngineRequest
+from rejoinder.worker.engines.transformers_attention import in_force
 from rejoinder.worker.engines.transformers_batch import Batch
 from rejoinder.worker.engines.transformers_continuous import ContinuousBatch
 from rejoinder.worker.engines.transformers_loading import load
@@ -121,7 +122,7 @@ class TransformersEngine:
         commits = {f"{what}_commit": commit for what, commit in loaded.commits.items()}
         model = loaded.model
         where = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
-        log.info("model_loaded", model=self._settings.model, **where, attn=model.config._attn_implementation, **commits)
+        log.info("model_loaded", model=self._settings.model, **where, attn=in_force(model), **commits)
 
     async def generate(self, request: EngineRequest) -> Any:
         """Run one request; see `Engine.generate`."""
