@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from rejoinder.worker.engines.transformers_settings import Attention, Compile, contradiction
 from rejoinder.worker.engines.vllm_settings import not_twice
 
 ENV_PREFIX = "REJOINDER_"
@@ -29,16 +30,17 @@ def _comma_list(value: Any) -> Any:
 
 
 def _json_object(value: Any) -> Any:
+    """A JSON object from a flag or the environment: as text, or `@FILE`. From a TOML file it is a table already."""
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except ValueError as exc:
-        raise ValueError(f"it is no JSON object: {exc}") from exc
+        return json.loads(Path(value[1:]).read_text(encoding="utf-8") if value.startswith("@") else value)
+    except (OSError, ValueError) as exc:  # JSON and UTF-8 errors are ValueErrors
+        raise ValueError(f"it should be a JSON object, or @ and the name of a file with one: {exc}") from exc
 
 
 Names = Annotated[list[str], BeforeValidator(_comma_list)]
-Table = Annotated[dict[str, Any], BeforeValidator(_json_object)]
+JsonObject = Annotated[dict[str, Any], BeforeValidator(_json_object)]
 
 
 class Settings(BaseModel):
@@ -111,7 +113,7 @@ class Settings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="auto: float32 on the CPU, else the checkpoint's own."
     )
-    attn: Literal["auto", "varlen", "sdpa", "eager"] = Field(
+    attn: Attention = Field(
         default="auto", description="How attention is computed. auto: varlen on the CPU, else the model's own choice."
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub model.")
@@ -120,6 +122,31 @@ class Settings(BaseModel):
     max_running: int | None = Field(default=None, ge=1, description="Requests in the batch at once. Default: auto.")
     max_batch_tokens: int | None = Field(default=None, ge=1, description="Tokens in one step. Default: auto.")
     cache_bytes: int | None = Field(default=None, ge=1, description="Size of the KV cache. Default: auto.")
+    cache_memory_share: float | None = Field(
+        default=None, gt=0, le=1, description="In place of cache_bytes: of the GPU memory free after loading, up to 1."
+    )
+    cuda_graphs: bool = Field(default=False, description="On a GPU: replay steps as CUDA graphs.")
+    async_batching: bool = Field(default=False, description="On a GPU: prepare a step while the one before it runs.")
+    compile: Compile = Field(
+        default="none", description="Compile the model's steps. Each level starts slower and runs faster."
+    )
+    warmup: bool = Field(default=True, description="Generate a little before the first request is taken.")
+    quantization: JsonObject | None = Field(
+        default=None, description="Quantization config of transformers: JSON, or @FILE with it. It has a quant_method."
+    )
+    lora: str | None = Field(
+        default=None, min_length=1, description="LoRA adapter, merged into the model: a directory or a hub name."
+    )
+    lora_revision: str | None = Field(default=None, description="Branch, tag or commit of a hub adapter.")
+    tokenizer: str | None = Field(
+        default=None, min_length=1, description="Directory or hub name of the tokenizer. Default: the model's."
+    )
+    tokenizer_revision: str | None = Field(default=None, description="Branch, tag or commit of a hub tokenizer.")
+    code_revision: str | None = Field(
+        default=None,
+        description="Branch, tag or commit of trust_remote_code's code, where that is elsewhere.",
+    )
+    offline: bool = Field(default=False, description="Fetch nothing from the hub: only what is on this machine.")
     default_max_tokens: int = Field(
         default=256, ge=1, description="New tokens of a chat completion that sets no limit (a text completion: 16)."
     )
@@ -128,7 +155,7 @@ class Settings(BaseModel):
         ge=1,
         description="CPU threads of each model. Default: torch's own; of several processes, its share of the cores.",
     )
-    vllm_args: Table = Field(
+    vllm_args: JsonObject = Field(
         default={}, description="Further fields of vLLM's AsyncEngineArgs: a JSON object, or a table in the file."
     )
     cache_dir: Path | None = Field(default=None, description="Where converted models are kept. Default: the user's.")
@@ -155,6 +182,8 @@ class Settings(BaseModel):
                 raise ValueError(
                     f"{asked} has no meaning with engine vllm: leave it out, or use vLLM's own in vllm_args"
                 )
+        if problem := contradiction(self):
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from rejoinder.worker.engines.factory import transformers_config
+from rejoinder.worker.engines.transformers_settings import TransformersSettings
 from rejoinder.worker.settings import Settings, SettingsError, resolve, user_cache_dir
 
 GIVEN = {"requests": "memory://a", "responses": "memory://b", "engine": "echo"}
@@ -57,11 +59,73 @@ def test_lists_and_booleans_are_read_from_the_environment() -> None:
         ({**MODEL, "devices": "cpu", "engine_processes": 2}, {}, "devices and engine_processes exclude each other"),
         ({**MODEL, "engine_processes": 2, "engine_process": False}, {}, "engine_processes has no .* engine_process"),
         ({**MODEL, "engine_processes": 0}, {}, "engine_processes .from flag. is 0"),
+        (
+            {"cache_memory_share": 1.5},
+            {},
+            "cache_memory_share .from flag. is 1.5: it should be less than or equal to 1",
+        ),
+        ({"cache_memory_share": 0.5, "cache_bytes": 1}, {}, "cache_bytes and cache_memory_share both say"),
+        (
+            {"device": "cpu", "cache_memory_share": 0.5},
+            {},
+            "device is cpu, but cache_memory_share is of a GPU's memory",
+        ),
+        ({"device": "cpu", "attn": "flash"}, {}, "device is cpu, but attn is flash"),
+        ({"device": "cpu"}, {"REJOINDER_CUDA_GRAPHS": "yes"}, "device is cpu, but cuda_graphs needs a GPU"),
+        ({"device": "cpu", "async_batching": True}, {}, "device is cpu, but async_batching needs a GPU"),
+        ({"lora_revision": "x"}, {}, "lora_revision has no meaning without lora"),
+        ({"code_revision": "x"}, {}, "code_revision has no meaning without trust_remote_code"),
+        ({"quantization": "{"}, {}, "quantization .from flag. is '{': it should be a JSON object, or @"),
+        ({"quantization": "@absent"}, {}, "quantization .from flag. is '@absent': it should be a JSON object"),
+        ({"quantization": "[]"}, {}, "quantization .from flag. is ..: it should be a valid dictionary"),
+        ({"quantization": "{}"}, {}, "quantization does not say how: it needs quant_method"),
+        (
+            {"compile": "fast"},
+            {},
+            "compile .from flag. is 'fast': it should be 'none', 'default', 'max' or 'max-static'",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_with_its_origin(flags: dict, environ: dict, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         resolve({**GIVEN, **flags}, environ)
+
+
+def test_a_quantization_is_json_a_file_of_it_or_a_table(tmp_path: Path) -> None:
+    wanted = {"quant_method": "quanto", "weights": "int8"}
+    file = tmp_path / "q.json"
+    file.write_text('{"quant_method": "quanto", "weights": "int8"}')
+    config = tmp_path / "it.toml"
+    config.write_text('[quantization]\nquant_method = "quanto"\nweights = "int8"\n')
+    assert resolve({**GIVEN, "quantization": file.read_text()}, {}).settings.quantization == wanted
+    assert resolve(GIVEN, {"REJOINDER_QUANTIZATION": f"@{file}"}).settings.quantization == wanted
+    assert resolve(GIVEN, {}, config).settings.quantization == wanted
+
+
+def test_the_engine_has_the_settings_of_its_own() -> None:
+    """By value: a name that is forgotten in between would leave its default."""
+    set_here = {
+        "cache_memory_share": 0.5,
+        "cuda_graphs": True,
+        "async_batching": True,
+        "compile": "max",
+        "warmup": False,
+        "quantization": {"quant_method": "quanto"},
+        "lora": "a/b",
+        "lora_revision": "1",
+        "tokenizer": "a/c",
+        "tokenizer_revision": "2",
+        "trust_remote_code": True,
+        "code_revision": "3",
+        "offline": True,
+        "attn": "flash",
+    }
+    config = transformers_config(Settings(requests="memory://a", responses="memory://b", model="a/d", **set_here))
+    del config["cache"]
+    theirs = TransformersSettings(**config).model_dump()
+    assert {name: theirs[name] for name in set_here} == set_here
+    shared = set(TransformersSettings.model_fields) & set(Settings.model_fields)
+    assert shared <= set(config)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,25 @@ from rejoinder.worker.engines.pool import EnginePool
 from rejoinder.worker.engines.protocol import Engine
 from rejoinder.worker.engines.quarantine import Suspects
 from rejoinder.worker.errors import EngineGone
+from rejoinder.worker.logs import configure
 from rejoinder.worker.settings import Settings
 
 PACKAGED_MODEL = "smollm2"
+SAME = (
+    "cache_memory_share",
+    "cuda_graphs",
+    "async_batching",
+    "compile",
+    "warmup",
+    "quantization",
+    "lora",
+    "lora_revision",
+    "tokenizer",
+    "tokenizer_revision",
+    "code_revision",
+    "offline",
+)
+"""Settings of the worker that the engine has too, by the same name and with the same meaning."""
 FACTORY = f"{__name__}:create_transformers"
 VLLM_FACTORY = f"{__name__}:create_vllm"
 
@@ -29,6 +45,7 @@ def create_engine(settings: Settings) -> Engine:
         config, create, factory = transformers_config(settings), create_transformers, FACTORY
     if not settings.engine_process:
         return create(config)
+    config["logs"] = [settings.log_format, settings.log_level]
     host = HostSettings(
         start_seconds=settings.engine_start_seconds,
         hang_seconds=settings.engine_hang_seconds,
@@ -78,6 +95,7 @@ def transformers_config(settings: Settings) -> dict[str, Any]:
         "max_running": settings.max_running,
         "max_batch_tokens": settings.max_batch_tokens,
         "cache_bytes": settings.cache_bytes,
+        **{name: getattr(settings, name) for name in SAME},
         "default_max_tokens": settings.default_max_tokens,
         "debug": settings.log_level == "debug",
     }
@@ -88,9 +106,12 @@ def create_transformers(config: Mapping[str, Any]) -> Engine:
 
     Args:
         config: As `transformers_config` made it: the engine's own settings, and `cache`, the directory where the
-            packaged model is kept once it is converted.
+            packaged model is kept once it is converted. In a process of its own also `logs`, the worker's format and
+            level of logs.
     """
     own = dict(config)
+    if "logs" in own:
+        configure(*own.pop("logs"))
     cache = Path(own.pop("cache"))
     if own["model"] == PACKAGED_MODEL:
         # Only here and below is torch imported.
@@ -122,7 +143,10 @@ def create_vllm(config: Mapping[str, Any]) -> Engine:
     Raises:
         EngineGone: vLLM is not installed here, or the model is the demo's.
     """
-    if config["model"] == PACKAGED_MODEL:
+    own = dict(config)
+    if "logs" in own:
+        configure(*own.pop("logs"))
+    if own["model"] == PACKAGED_MODEL:
         raise EngineGone(f"{PACKAGED_MODEL} is packaged for engine transformers: give vLLM a directory or a hub name")
     try:
         module = import_module("rejoinder.worker.engines.vllm_engine")
@@ -133,4 +157,4 @@ def create_vllm(config: Mapping[str, Any]) -> Engine:
             "vLLM is not installed: it needs an environment of its own, made with pip install 'rejoinder[vllm]'"
             " (it pins torch and transformers, and rejoinder[transformers] needs others)"
         ) from exc
-    return cast("Engine", module.create(config))
+    return cast("Engine", module.create(own))

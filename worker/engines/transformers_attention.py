@@ -7,48 +7,92 @@ batch is made: it costs the sum of Q x KV.
 
 from collections.abc import Iterator
 from itertools import groupby, pairwise
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+from rejoinder.worker.engines.transformers_settings import Attention
 
 # With "flash" in its name transformers hands over sequence lengths and makes no mask. A digit after it would be taken
 # for a version of FlashAttention, whose kernels are then looked for.
 NAME = "rejoinder_varlen_flash"
 
 
-def choose(model: PreTrainedModel, attn: Literal["auto", "varlen", "sdpa", "eager"]) -> None:
+def choose(model: PreTrainedModel, attn: Attention, *, compiled: bool = False) -> None:
     """Set how a model that is loaded on its device computes attention in continuous batching.
 
     Args:
         model: As transformers loaded it, with the attention that its family prefers.
         attn: auto: `varlen` on a CPU where it can stand in for sdpa, else what the model was loaded with.
+        compiled: Whether steps are compiled. transformers compiles none with `varlen`: auto does not choose it then.
 
     Raises:
         ValueError: this model cannot have what was asked for.
     """
     if attn == "auto":
-        if model.device.type == "cpu" and not _why_not(model):
+        if model.device.type == "cpu" and not compiled and not _why_not(model):
             _set(model)
     elif attn == "varlen":
         if why := _why_not(model):
             raise ValueError(f"attn is varlen, but {why}: set attn to auto")
         _set(model)
+    elif attn == "flash":
+        model.set_attn_implementation(_flash(model))
     else:
         model.set_attn_implementation(attn)
 
 
+def in_force(model: PreTrainedModel) -> str:
+    """How a model computes attention: `varlen`, or what transformers calls it."""
+    name = str(model.config._attn_implementation)
+    return "varlen" if name == NAME else name
+
+
 def _why_not(model: PreTrainedModel) -> str | None:
     """What keeps this model from `varlen`, which computes what sdpa does, and no variation of it."""
+    config: Any = model.config.get_text_config()
     if model.config._attn_implementation != "sdpa" or not model._supports_attention_backend:
         return "this model's attention is not sdpa's"
-    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+    if getattr(config, "attn_logit_softcapping", None) is not None:
         return "this model caps its attention scores"
-    if model.device.type == "cuda" and model.dtype not in {torch.bfloat16, torch.float16}:
-        return "on a GPU it needs bfloat16 or float16"
+    return _why_no_kernel(model, config) if model.device.type == "cuda" else None
+
+
+def _why_no_kernel(model: PreTrainedModel, config: Any) -> str | None:
+    """What PyTorch's kernel, FlashAttention 2 as PyTorch carries it, refuses: as its source checks it."""
+    if why := _not_half(model):
+        return why
+    if not torch.backends.cuda.is_flash_attention_available():
+        return "this PyTorch was built without FlashAttention"
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    values = getattr(config, "v_head_dim", None)
+    if size % 8 or size > 256:
+        return f"its heads have {size} dimensions, where the kernel takes multiples of 8 up to 256"
+    if values is not None and values != getattr(config, "qk_head_dim", size):
+        return "its values are of another size than its keys"
     return None
+
+
+def _not_half(model: PreTrainedModel) -> str | None:
+    if model.dtype not in {torch.bfloat16, torch.float16}:
+        return "on a GPU it needs dtype bfloat16 or float16"
+    major, minor = torch.cuda.get_device_capability(model.device)
+    return None if major >= 8 else f"it needs compute capability 8.0, where this GPU has {major}.{minor}"
+
+
+def _flash(model: PreTrainedModel) -> str:
+    """The FlashAttention that is installed, as transformers calls it, which would fetch one where none is."""
+    if why := _not_half(model):
+        raise ValueError(f"attn is flash, but {why}")
+    if is_flash_attn_3_available() and torch.cuda.get_device_capability(model.device)[0] >= 9:
+        return "flash_attention_3"
+    if is_flash_attn_2_available():
+        return "flash_attention_2"
+    raise ValueError("attn is flash, but the package flash-attn is not installed: install it, or set attn to auto")
 
 
 def _set(model: PreTrainedModel) -> None:
@@ -153,7 +197,12 @@ def _mask(q: torch.Tensor, len_k: int, window: int | None) -> torch.Tensor:
 def _on_gpu(  # noqa: PLR0917
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None, scaling: float | None, lengths: Any
 ) -> torch.Tensor:
-    """All sequences in one kernel. Not run yet on any GPU, so `auto` never chooses it."""
+    """All sequences in one kernel. Not run yet on any GPU, so `auto` never chooses it.
+
+    Its source: lengths are int32; queries are the last of the keys' positions; a window is how many keys before a
+    query's own; heads that share a key need no repeating. It wants the last dimension contiguous, which views of the
+    cache have, but a model may hand over others.
+    """
     output = varlen_attn(
         q.contiguous(),
         k.contiguous(),

@@ -17,7 +17,7 @@ from transformers.generation.continuous_batching.model_runner import infer_max_s
 from transformers.generation.continuous_batching.requests import RequestState
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 
-from rejoinder.worker.engines.transformers_attention import choose
+from rejoinder.worker.engines.transformers_attention import choose, in_force
 from rejoinder.worker.engines.transformers_batch import CPU_RUNNING, GPU_RUNNING, Generated
 from rejoinder.worker.engines.transformers_loading import LoadedModel
 from rejoinder.worker.engines.transformers_penalties import History
@@ -28,7 +28,11 @@ from rejoinder.worker.errors import EngineGone, Failed, Unavailable
 CPU_BATCH_TOKENS = 256
 CPU_CACHE_BYTES = 2**30
 CPU_PAGE_SIZE = 32
+GPU_MEMORY_SHARE = 0.8
+"""What transformers takes where scores are processed. It would take 0.9, for it does not see our sampling yet."""
 STOP_SECONDS = 2.0
+COMPILE_LEVELS = {"none": 0, "default": 1, "max": 2, "max-static": 3}
+"""transformers' own: 2 tries out kernels, 3 compiles for each shape by itself."""
 
 
 class ResumingScheduler(FIFOScheduler):
@@ -72,10 +76,10 @@ class ContinuousBatch:
         self.running = settings.max_running or (CPU_RUNNING if cpu else GPU_RUNNING)
         """Sequences at once, at most."""
         try:
-            choose(loaded.model, settings.attn)
+            choose(loaded.model, settings.attn, compiled=settings.compile != "none")
             self._manager = _manager(loaded.model, settings, self.running)
             self._manager.warmup()  # allocates the cache: what does not fit fails here, not in the first request
-        except (ValueError, RuntimeError, AttributeError, KeyError) as exc:
+        except (ValueError, RuntimeError, AttributeError, KeyError, ImportError, MemoryError) as exc:
             first = str(exc).partition("\n")[0]
             raise EngineGone(f"continuous batching cannot serve {settings.model!r} as configured: {first}") from exc
         cache: Any = self._manager.batch_processor.cache  # type: ignore[union-attr]  # warmup made it
@@ -172,7 +176,10 @@ def _manager(model: PreTrainedModel, settings: TransformersSettings, running: in
         max_requests_per_batch=running,
         scheduler_type=ResumingScheduler.NAME,
         auto_switch_to_flash=False,  # it may download compiled code from the hub and run it, unasked
+        max_memory_percent=settings.cache_memory_share or (None if cpu else GPU_MEMORY_SHARE),
         use_cuda_graph=settings.cuda_graphs,
+        use_async_batching=settings.async_batching,
+        default_compile_level=COMPILE_LEVELS[settings.compile],
         max_queue_size=0,  # a full queue blocks its caller, the event loop; our slots bound it instead
     )
     # Not the checkpoint's own: its sampling would be for every request, its penalties are dropped anyway.
@@ -180,6 +187,10 @@ def _manager(model: PreTrainedModel, settings: TransformersSettings, running: in
     manager: ContinuousBatchingManager = model.init_continuous_batching(  # type: ignore[operator]  # an untyped mixin's
         generation_config=generation, continuous_batching_config=config
     )
+    if settings.compile != "none" and not _compiled(manager):
+        raise ValueError(
+            f"compile is {settings.compile}, but with attn {in_force(model)} no step is compiled: set attn to sdpa"
+        )
     manager.output_router.output_queue = _Nobody()
     manager.logit_processor = SamplingProcessors(static=_static(manager))
     return manager
@@ -193,9 +204,12 @@ def _chosen_by(sampling: Sampling, prompt: Sequence[int]) -> dict[str, Any]:
 
 def _static(manager: ContinuousBatchingManager) -> bool:
     """Whether steps are recorded or compiled."""
+    return _compiled(manager) or any(manager.continuous_batching_config.cuda_graph_booleans)
+
+
+def _compiled(manager: ContinuousBatchingManager) -> bool:
     config = manager.continuous_batching_config
-    compiled = config.varlen_compile_config is not None or config.decode_compile_config is not None
-    return compiled or any(config.cuda_graph_booleans)
+    return config.varlen_compile_config is not None or config.decode_compile_config is not None
 
 
 def _sees_history(manager: ContinuousBatchingManager) -> bool:

@@ -14,7 +14,6 @@ from rejoinder.worker.engines.admission import check_vocabulary, checked, served
 from rejoinder.worker.engines.length_pool import Tokens
 from rejoinder.worker.engines.protocol import EngineRequest
 from rejoinder.worker.engines.transformers_forward import Forward
-from rejoinder.worker.engines.transformers_loading import checkpoint_json
 from rejoinder.worker.engines.transformers_pooling import (
     PoolingEngine,
     check_length,
@@ -23,6 +22,7 @@ from rejoinder.worker.engines.transformers_pooling import (
     load_pooling,
 )
 from rejoinder.worker.engines.transformers_settings import TransformersSettings
+from rejoinder.worker.engines.transformers_sources import checkpoint_json
 from rejoinder.worker.errors import BadRequest, EngineGone
 
 PATH = "/v1/embeddings"

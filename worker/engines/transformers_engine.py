@@ -7,11 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import structlog
+
 from rejoinder.schemas.openai import ChatCompletionRequest, CompletionRequest
 from rejoinder.worker.engines import admission, answers
 from rejoinder.worker.engines.admission import Limits
 from rejoinder.worker.engines.answers import Choice
 from rejoinder.worker.engines.protocol import Engine, EngineRequest
+from rejoinder.worker.engines.transformers_attention import in_force
 from rejoinder.worker.engines.transformers_batch import Batch
 from rejoinder.worker.engines.transformers_continuous import ContinuousBatch
 from rejoinder.worker.engines.transformers_loading import load
@@ -20,10 +23,12 @@ from rejoinder.worker.engines.transformers_penalties import Penalties
 from rejoinder.worker.engines.transformers_sampling import Sampling
 from rejoinder.worker.engines.transformers_settings import TransformersSettings
 from rejoinder.worker.engines.transformers_text import StopMatcher, Text, cut
-from rejoinder.worker.errors import Unavailable
+from rejoinder.worker.errors import EngineGone, Failed, Unavailable
 
 TEXT_THREADS = 2
 """Tokenization and detokenization at once: enough to stay ahead of a model, few enough to leave it the processor."""
+WARMUP_TOKENS = 8
+"""Prompt and new ones together: a prefill and some steps after it."""
 AHEAD = 0.25
 """Of the places in the batch, sequences admitted beyond them. The generation thread begins its next step at once,
 before a finished sequence's place could be given away, so without a queue at its door each place would stand empty for
@@ -34,6 +39,7 @@ one sequence each, whose own time limits run meanwhile."""
 WATCH_SECONDS = 0.25
 """How soon the end of the generation thread is noticed where no request was in flight to tell."""
 
+log = structlog.get_logger(__name__)
 T = TypeVar("T")
 Body = CompletionRequest | ChatCompletionRequest
 
@@ -81,7 +87,27 @@ class TransformersEngine:
         self._admitted = self._batch.running + math.ceil(self._batch.running * AHEAD)
         self._slots = asyncio.Semaphore(self._admitted)
         self._batch.start()
+        try:
+            if self._settings.warmup:
+                await self._warm_up()
+        except BaseException:  # cancelling above all: the thread that was started is no daemon
+            await asyncio.to_thread(self._batch.stop)
+            raise
         self._started = True
+
+    async def _warm_up(self) -> None:
+        """Generate a little of each kind, so that no request pays for what is done once.
+
+        Raises:
+            EngineGone: it cannot: then it could not for any request.
+        """
+        tokens = min(WARMUP_TOKENS, self._limits.sequence)
+        prompt = [n % self._limits.vocabulary for n in range(max(1, tokens // 2))]
+        kinds = [Sampling(), Sampling(temperature=1.0), Sampling(temperature=1.0, top_k=40, top_p=0.9)]
+        try:
+            await _all([self._batch.run(prompt, max(1, tokens - len(prompt)), kind) for kind in kinds])
+        except (Failed, Unavailable) as exc:
+            raise EngineGone(f"the model {self._settings.model!r} does not generate: {exc}") from exc
 
     def _load(self) -> None:
         loaded = load(self._settings)
@@ -93,6 +119,10 @@ class TransformersEngine:
             default_max_tokens=self._settings.default_max_tokens,
             penalties=self._batch.penalties,
         )
+        commits = {f"{what}_commit": commit for what, commit in loaded.commits.items()}
+        model = loaded.model
+        where = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
+        log.info("model_loaded", model=self._settings.model, **where, attn=in_force(model), **commits)
 
     async def generate(self, request: EngineRequest) -> Any:
         """Run one request; see `Engine.generate`."""
@@ -175,7 +205,7 @@ def _tokens(text: Text, prompt: str | list[int]) -> list[int]:
     return text.encode(prompt) if isinstance(prompt, str) else prompt
 
 
-async def _all(sequences: Sequence[Coroutine[Any, Any, Choice]]) -> list[Choice]:
+async def _all(sequences: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """The results in order. The first failure, or cancelling, ends the others too."""
     tasks = [asyncio.create_task(sequence) for sequence in sequences]
     try:

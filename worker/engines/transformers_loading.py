@@ -1,20 +1,21 @@
 """From a model's name to its weights, tokenizer and limits. Safetensors only: a pickle can run anything."""
 
-import json
 import logging
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.hub import cached_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.import_utils import is_accelerate_available
 
-from rejoinder.worker.engines.transformers_settings import TransformersSettings
+from rejoinder.worker.engines import transformers_lora
+from rejoinder.worker.engines.transformers_quantization import method, quantization_config
+from rejoinder.worker.engines.transformers_settings import TransformersSettings, needs_gpu
+from rejoinder.worker.engines.transformers_sources import advice, lora_directory, pinned, refuse_pickles
 from rejoinder.worker.errors import EngineGone
-
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,64 +30,93 @@ class LoadedModel:
     """Token ids are below this."""
     eos: frozenset[int]
     """Each of these tokens ends a sequence."""
+    commits: Mapping[str, str] = field(default_factory=dict)
+    """Of what came from the hub: which commit, by the setting that named it."""
 
 
 def load(settings: TransformersSettings) -> LoadedModel:
-    """Load model and tokenizer onto the device.
+    """Load a generating model, its tokenizer and adapter onto the device.
 
     Raises:
         EngineGone: it cannot be loaded; the message says in one line what to do.
     """
-    model, tokenizer = load_as(AutoModelForCausalLM, settings)
+    commits: dict[str, str] = {}
+    model, tokenizer = load_as(AutoModelForCausalLM, settings, commits)
     config = model.config.get_text_config()
+    if settings.tokenizer is not None and len(tokenizer) > config.vocab_size:
+        raise EngineGone(
+            f"the tokenizer {settings.tokenizer!r} is not this model's: it has {len(tokenizer)} tokens, the model"
+            f" {config.vocab_size}"
+        )
     context = context_of(settings, getattr(config, "max_position_embeddings", None))
-    return LoadedModel(model, tokenizer, context, config.vocab_size, _eos(model, tokenizer))
+    return LoadedModel(model, tokenizer, context, config.vocab_size, _eos(model, tokenizer), commits)
 
 
-def load_as(kind: Any, settings: TransformersSettings, **options: Any) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Load a model by one of transformers' auto classes, onto the device, and its tokenizer.
+def load_as(
+    kind: Any, settings: TransformersSettings, commits: dict[str, str], **options: Any
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load a model by one of transformers' auto classes, onto the device, its adapter and its tokenizer.
 
     Args:
         kind: Such as `AutoModel`.
         settings: Which model, and where to.
+        commits: Gets the commit of each artefact that comes from the hub, by the setting that names it.
         options: For its `from_pretrained`.
 
     Raises:
         EngineGone: it cannot be loaded; the message says in one line what to do.
     """
+    device = _prepared(settings)
+    code: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
+    if settings.code_revision is not None:
+        code["code_revision"] = settings.code_revision
+    source = code | pinned("model", settings.model, settings.revision, settings.offline, commits)
+    own = settings.tokenizer is None  # then it is where the model is
+    revision = settings.tokenizer_revision or (settings.revision if own else None)
+    text_name = settings.tokenizer or settings.model
+    text_source = code | pinned("tokenizer", text_name, revision, settings.offline, commits)
+    refuse_pickles(settings.model)
+    adapter = None if settings.lora is None else lora_directory(settings.lora, settings, commits)
+    if settings.quantization is not None:
+        options["quantization_config"] = quantization_config(settings.quantization)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(text_name, **text_source)
+        config = AutoConfig.from_pretrained(settings.model, **source)
+        if config.is_encoder_decoder:
+            raise EngineGone(f"the model {settings.model!r} is an encoder-decoder, which this engine does not serve")
+        quantized = settings.quantization is not None or getattr(config, "quantization_config", None) is not None
+        if is_accelerate_available() and quantized:
+            options["device_map"] = {"": device}  # some methods quantize on the GPU only, and cannot be moved there
+        # Not config=config: what from_pretrained makes of its own it also fits to dtype and quantization.
+        model = kind.from_pretrained(
+            settings.model, dtype=_dtype(settings.dtype, device), use_safetensors=True, **options, **source
+        )
+        if model.device != device:
+            model = model.to(device)
+    except (OSError, ValueError, ImportError, RuntimeError, TypeError, KeyError, AttributeError) as exc:
+        raise EngineGone(f"the model {settings.model!r} cannot be loaded{_with(settings)}: {advice(exc)}") from exc
+    if adapter is not None and settings.lora is not None:
+        model = transformers_lora.apply(model, adapter, settings.lora)
+    return model.eval(), tokenizer
+
+
+def _prepared(settings: TransformersSettings) -> torch.device:
+    """The device, and the process set up for loading onto it."""
     if not settings.debug:
         quiet()
+    if settings.offline:
+        # Each call is told too. This is for those that libraries make by themselves, in the whole process.
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device = _device(settings.device)
-    source: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, "revision": settings.revision}
-    refuse_pickles(settings.model)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(settings.model, **source)
-        model = kind.from_pretrained(
-            settings.model, dtype=_dtype(settings.dtype, device), use_safetensors=True, **source, **options
-        )
-    except (OSError, ValueError, ImportError) as exc:
-        raise EngineGone(f"the model {settings.model!r} cannot be loaded: {_advice(exc)}") from exc
-    if model.config.is_encoder_decoder:
-        raise EngineGone(f"the model {settings.model!r} is an encoder-decoder, which this engine does not serve")
-    return model.to(device).eval(), tokenizer
+    if device.type == "cpu" and (why := needs_gpu(settings)):
+        raise EngineGone(f"there is no GPU to use here, but {why}")
+    return device
 
 
-def checkpoint_json(settings: TransformersSettings, name: str) -> Any:
-    """The JSON value of one of the checkpoint's files, such as `config.json`; None where there is no such file.
-
-    Raises:
-        EngineGone: it cannot be told whether there is one, or it is no JSON.
-    """
-    try:
-        # Without the flag a missing file and a hub that is away are one error, and a guess would be made of both.
-        path = cached_file(
-            settings.model, name, revision=settings.revision, _raise_exceptions_for_missing_entries=False
-        )
-        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise EngineGone(f"{name} of the model {settings.model!r} cannot be read: {_advice(exc)}") from exc
+def _with(settings: TransformersSettings) -> str:
+    return "" if settings.quantization is None else f" with quantization {method(settings.quantization)}"
 
 
 def quiet() -> None:
@@ -98,12 +128,16 @@ def quiet() -> None:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
+        if device.type == "cuda":
+            # transformers measures free memory, and quantizes, on the device that is current.
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as exc:
         first = str(exc).partition("\n")[0]
         raise EngineGone(f"the device {name!r} cannot be used: {first}") from exc
+    return device
 
 
 def _dtype(name: str, device: torch.device) -> Any:
@@ -131,27 +165,6 @@ def context_of(settings: TransformersSettings, positions: int | None) -> int:
             f" (max_position_embeddings): set at most {positions}"
         )
     return settings.max_model_len
-
-
-def refuse_pickles(model: str) -> None:
-    """Say it plainly for a directory; for the hub, transformers says that there is no safetensors file."""
-    path = Path(model)
-    if not path.is_dir():
-        if path.is_absolute() or model.startswith((".", "~")) or path.is_file():
-            raise EngineGone(f"the model {model!r} is no directory: give one, or the name of a hub repository")
-        return
-    if not any(path.glob("*.safetensors")):
-        found = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))
-        what = f"only {', '.join(found)}, which is pickled and can run anything" if found else "no weights"
-        raise EngineGone(
-            f"the model {model!r} has {what}: weights must be .safetensors"
-            " (save_pretrained writes them, wherever the model can be loaded)"
-        )
-
-
-def _advice(exc: Exception) -> str:
-    first = " ".join(str(exc).split())[:400]
-    return f"{first} (give a directory, or a hub repository that can be reached from here)"
 
 
 def _eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

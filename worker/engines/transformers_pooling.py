@@ -15,8 +15,9 @@ from rejoinder.worker.engines.admission import MAX_CHARACTERS_PER_TOKEN
 from rejoinder.worker.engines.length_pool import Tokens
 from rejoinder.worker.engines.protocol import EngineRequest
 from rejoinder.worker.engines.transformers_forward import Forward, ForwardBatcher
-from rejoinder.worker.engines.transformers_loading import checkpoint_json, context_of, load_as
+from rejoinder.worker.engines.transformers_loading import context_of, load_as
 from rejoinder.worker.engines.transformers_settings import TransformersSettings
+from rejoinder.worker.engines.transformers_sources import checkpoint_json
 from rejoinder.worker.errors import EngineGone, RequestTooLarge, Unavailable
 
 TEXT_THREADS = 2
@@ -74,10 +75,10 @@ def load_pooling(kind: Any, settings: TransformersSettings) -> Loaded:
     Raises:
         EngineGone: it cannot be loaded; the message says in one line what to do.
     """
-    if settings.attn == "varlen":
-        raise EngineGone("attn varlen is of generation only: leave it out, or set sdpa or eager")
+    if settings.attn in {"varlen", "flash"}:
+        raise EngineGone(f"attn {settings.attn} is of generation only: leave it out, or set sdpa or eager")
     options = {} if settings.attn == "auto" else {"attn_implementation": settings.attn}
-    model, tokenizer = load_as(kind, settings, **options)
+    model, tokenizer = load_as(kind, settings, {}, **options)
     _encode(tokenizer, ["x"], None)  # sets padding and truncation off, which no other thread may see half done
     context = context_of(settings, _positions(model))
     if settings.max_model_len is None:

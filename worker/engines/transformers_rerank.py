@@ -11,7 +11,6 @@ from rejoinder.worker.engines.admission import check_vocabulary, checked, served
 from rejoinder.worker.engines.length_pool import Tokens
 from rejoinder.worker.engines.protocol import EngineRequest
 from rejoinder.worker.engines.transformers_forward import Forward
-from rejoinder.worker.engines.transformers_loading import checkpoint_json
 from rejoinder.worker.engines.transformers_pooling import (
     PoolingEngine,
     check_length,
@@ -21,6 +20,7 @@ from rejoinder.worker.engines.transformers_pooling import (
     padding_id,
 )
 from rejoinder.worker.engines.transformers_settings import TransformersSettings
+from rejoinder.worker.engines.transformers_sources import checkpoint_json
 from rejoinder.worker.errors import EngineGone
 
 PATH = "/v1/rerank"

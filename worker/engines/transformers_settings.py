@@ -1,8 +1,39 @@
 """What can be set of the transformers engine. No torch: the worker reads it too."""
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Attention = Literal["auto", "varlen", "flash", "sdpa", "eager"]
+Compile = Literal["none", "default", "max", "max-static"]
+
+
+def needs_gpu(settings: Any) -> str | None:
+    """What of these settings, the worker's or the engine's own, a CPU cannot do, if anything."""
+    if settings.attn == "flash":
+        return "attn is flash, which runs on a GPU only: leave attn at auto"
+    if settings.cache_memory_share is not None:
+        return "cache_memory_share is of a GPU's memory: on the CPU set cache_bytes"
+    for name in ("cuda_graphs", "async_batching"):
+        if getattr(settings, name):
+            return f"{name} needs a GPU: leave it off"
+    return None
+
+
+def contradiction(settings: Any) -> str | None:
+    """What of these settings, the worker's or the engine's own, cannot be together, if anything."""
+    if settings.device == "cpu" and (why := needs_gpu(settings)):
+        return f"device is cpu, but {why}"
+    if settings.cache_bytes is not None and settings.cache_memory_share is not None:
+        return "cache_bytes and cache_memory_share both say how large the KV cache is: leave one out"
+    if settings.lora_revision is not None and settings.lora is None:
+        return "lora_revision has no meaning without lora"
+    if settings.code_revision is not None and not settings.trust_remote_code:
+        return "code_revision has no meaning without trust_remote_code"
+    methods = ("quant_method", "load_in_8bit", "load_in_4bit")
+    if settings.quantization is not None and not any(settings.quantization.get(key) for key in methods):
+        return 'quantization does not say how: it needs quant_method, as in {"quant_method": "torchao", ...}'
+    return None
 
 
 class TransformersSettings(BaseModel):
@@ -12,6 +43,17 @@ class TransformersSettings(BaseModel):
 
     model: str = Field(min_length=1, description="A directory, or the name of a repository on the hub.")
     revision: str | None = Field(default=None, description="Of the repository: a branch, a tag or a commit.")
+    tokenizer: str | None = Field(
+        default=None, min_length=1, description="Where the tokenizer is, if elsewhere: as model."
+    )
+    tokenizer_revision: str | None = Field(
+        default=None, description="Of the tokenizer. Absent: the model's, where the tokenizer is the model's own."
+    )
+    lora: str | None = Field(
+        default=None, min_length=1, description="A LoRA adapter, as model. It is merged into the weights."
+    )
+    lora_revision: str | None = Field(default=None, description="Of the adapter's repository.")
+    offline: bool = Field(default=False, description="Fetch nothing: what is not here already is an error.")
     served_names: list[str] = Field(
         default=[],
         description="Names that a request may give as model; the first is the default. Empty: the model's own.",
@@ -28,11 +70,17 @@ class TransformersSettings(BaseModel):
         default=None, description="Scale embeddings to length 1. Absent: as the checkpoint says, else yes."
     )
     trust_remote_code: bool = Field(default=False, description="Run the Python code that the repository contains.")
+    code_revision: str | None = Field(
+        default=None, description="Of that code, where it is in a repository of its own. Absent: its main branch."
+    )
     device: str = Field(default="auto", description="cpu, cuda, cuda:1, ...; auto: the GPU where there is one.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="auto: float32 on a CPU, where bfloat16 is slower; else the checkpoint's."
     )
-    attn: Literal["auto", "varlen", "sdpa", "eager"] = Field(
+    quantization: dict[str, Any] | None = Field(
+        default=None, description="A quantization config of transformers, by its quant_method."
+    )
+    attn: Attention = Field(
         default="auto", description="How attention is computed. auto: varlen on a CPU, else the model's own choice."
     )
     threads: int | None = Field(default=None, ge=1, description="Of torch on a CPU. Absent: torch's own choice.")
@@ -53,11 +101,25 @@ class TransformersSettings(BaseModel):
     cache_bytes: int | None = Field(
         default=None, ge=1, description="Of the KV cache. Absent: 1 GiB on a CPU, else what the memory allows."
     )
+    cache_memory_share: float | None = Field(
+        default=None, gt=0, le=1, description="Of the GPU memory that is free once the model is loaded, for the cache."
+    )
     page_size: int | None = Field(
         default=None, ge=4, description="Tokens in a page of the KV cache. Absent: 32 on a CPU, else transformers' own."
     )
-    cuda_graphs: bool = Field(default=False, description="Replay steps as CUDA graphs: needs flash attention.")
+    cuda_graphs: bool = Field(default=False, description="Replay steps as CUDA graphs.")
+    async_batching: bool = Field(
+        default=False, description="Prepare a step on the CPU while the GPU does the one before it."
+    )
+    compile: Compile = Field(default="none", description="Compile the steps: default, max or max-static.")
+    warmup: bool = Field(default=True, description="Generate a little before requests are taken.")
     default_max_tokens: int = Field(
         default=256, ge=1, description="New tokens of a chat completion whose body does not say."
     )
     debug: bool = Field(default=False, description="Let transformers log and warn as it likes.")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if problem := contradiction(self):
+            raise ValueError(problem)
+        return self

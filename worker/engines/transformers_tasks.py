@@ -5,8 +5,9 @@ from typing import Any, Literal
 
 from rejoinder.worker.engines import transformers_embeddings, transformers_engine, transformers_rerank
 from rejoinder.worker.engines.protocol import Engine
-from rejoinder.worker.engines.transformers_loading import checkpoint_json, quiet, refuse_pickles
+from rejoinder.worker.engines.transformers_loading import quiet
 from rejoinder.worker.engines.transformers_settings import TransformersSettings
+from rejoinder.worker.engines.transformers_sources import checkpoint_json, refuse_pickles
 
 Task = Literal["generate", "embed", "rerank"]
 
