@@ -52,6 +52,7 @@ def transformers_config(settings: Settings) -> dict[str, Any]:
         "max_batch_tokens": settings.max_batch_tokens,
         "cache_bytes": settings.cache_bytes,
         "default_max_tokens": settings.default_max_tokens,
+        "stall_seconds": settings.engine_stall_seconds,
         "debug": settings.log_level == "debug",
     }
 
