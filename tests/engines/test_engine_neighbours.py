@@ -1,4 +1,4 @@
-"""What one sequence does to the others: steps that run out of memory, forwards that raise, logits that are no numbers."""
+"""What one sequence does to the others: steps out of memory, forwards that raise, logits that are no numbers."""
 
 import asyncio
 from contextlib import contextmanager
@@ -6,7 +6,8 @@ from itertools import count
 
 import pytest
 import torch
-from engine_harness import CONTEXT, KINDS, build_tiny, eventually, started
+from engine_harness import CONTEXT, build_tiny, eventually, started
+from neighbours_harness import PER_PAGE, nothing_left, outcomes, sampling, sequences
 
 from rejoinder.worker.engines.transformers_recovery import HOPELESS, is_device_lost, is_out_of_memory
 from rejoinder.worker.engines.transformers_sampling import Sampling
@@ -14,28 +15,7 @@ from rejoinder.worker.errors import Failed, Unavailable
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-POISON = 287
-PER_PAGE = 2 * 2 * 2 * 8 * 4 * 16  # both of K and V, layers, heads, size, bytes, tokens
 CPU_OUT = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."
-
-
-def sampling(i):
-    kind = KINDS[i % 5]
-    return Sampling(kind["temperature"], kind.get("top_k", 0), kind.get("top_p", 1.0), seed=i)
-
-
-def sequences(number, longest=40, new=30):
-    """Prompts of different lengths and how they are to be continued, greedy and sampled."""
-    return [
-        ([3 + (7 * i + j) % 200 for j in range(1 + (i * 11) % longest)], 5 + (i * 7) % new, sampling(i))
-        for i in range(number)
-    ]
-
-
-async def outcomes(batch, *wanted, poison=()):
-    """Tokens, or the error."""
-    results = await asyncio.gather(*[batch.run(*each) for each in (*wanted, *poison)], return_exceptions=True)
-    return [result if isinstance(result, Exception) else result.tokens for result in results]
 
 
 def absent(wanted, want):
@@ -58,19 +38,6 @@ def before_forward(engine, check):
     handle = engine._batch._manager.model.register_forward_pre_hook(hook, with_kwargs=True)
     yield raised
     handle.remove()
-
-
-async def nothing_left(engine):
-    batch = engine._batch
-    manager, processor = batch._manager, batch._manager.batch_processor
-    await eventually(lambda: not processor.scheduler.has_pending_requests() and manager.cancel_queue.empty())
-    assert batch.alive
-    assert not manager.output_router.result_handlers
-    assert not processor.scheduler.waiting_requests_order
-    assert not batch._stalls._sequences
-    processor.cache.evict_cached_blocks()
-    processor.cache.pool.try_to_free_sectors()
-    assert processor.cache.pool.num_free_sectors == processor.cache.num_sectors
 
 
 def raising(error, when):
@@ -304,86 +271,6 @@ async def test_logits_that_are_no_numbers(engine, value, how):
     assert results == want
     assert (type(failed), failed.code) == (Failed, "no_number")
     await nothing_left(engine)
-
-
-async def test_a_sequence_that_the_scheduler_forgets_is_ended(tiny):
-    engine = await started(tiny, stall_seconds=0.2)
-    try:
-        scheduler = engine._batch._manager.batch_processor.scheduler
-        original = scheduler._process_candidates
-
-        def ignoring(candidates, *args):
-            return original([state for state in candidates if POISON not in state.initial_tokens], *args)
-
-        scheduler._process_candidates = ignoring
-        ignored = asyncio.create_task(engine._batch.run([POISON], 5, Sampling()))
-        while not ignored.done():  # others pass it by
-            await engine._batch.run([5] * 4, 100, Sampling())
-        with pytest.raises(Unavailable, match="no progress") as caught:
-            await ignored
-        assert caught.value.code == "stalled"
-        await nothing_left(engine)
-        # One that was running.
-        running = asyncio.create_task(engine._batch.run([POISON - 1] * 4, 200, Sampling()))
-        await eventually(lambda: scheduler.active_requests)
-        scheduler._process_candidates = lambda candidates, *args: original(
-            [state for state in candidates if POISON - 1 not in state.initial_tokens], *args
-        )
-        other = asyncio.create_task(engine._batch.run([5] * 4, 200, Sampling()))
-        while not running.done():
-            await other
-            other = asyncio.create_task(engine._batch.run([5] * 4, 200, Sampling()))
-        await other
-        with pytest.raises(Unavailable, match="no progress"):
-            await running
-        await nothing_left(engine)
-    finally:
-        await engine.stop()
-
-
-async def test_waiting_ones_turn_is_no_stall(tiny):
-    engine = await started(tiny, stall_seconds=0.1, max_running=1)
-    try:
-        results = await outcomes(engine._batch, *[([5 + i], 200, Sampling()) for i in range(6)])
-        assert [len(tokens) for tokens in results] == [200] * 6
-    finally:
-        await engine.stop()
-
-
-async def test_many_long_sequences_in_a_very_small_cache_all_end(tiny):
-    engine = await started(tiny, cache_bytes=9 * PER_PAGE, max_running=8)
-    try:
-        longest = engine._batch.longest
-        wanted = [([3 + i] * (1 + (i * 37) % (longest // 2)), longest // 2 - 1, sampling(i)) for i in range(12)]
-        async with asyncio.timeout(120):
-            results = await outcomes(engine._batch, *wanted)
-        assert all(isinstance(tokens, list) for tokens in results)
-        assert await outcomes(engine._batch, *wanted[::-1]) == results[::-1]
-        await nothing_left(engine)
-    finally:
-        await engine.stop()
-
-
-async def test_a_long_prompt_is_not_overtaken_for_ever(tiny):
-    """Short ones come without end; transformers would let them in before it whenever it does not fit."""
-    engine = await started(tiny, cache_bytes=10 * PER_PAGE, max_running=6)
-    try:
-        batch, ended = engine._batch, asyncio.Event()
-
-        async def stream(i):
-            while not ended.is_set():
-                await batch.run([5 + i] * 10, 40, Sampling())
-
-        streams = [asyncio.create_task(stream(i)) for i in range(6)]
-        await eventually(lambda: batch.steps > 60)
-        async with asyncio.timeout(30):
-            long = await batch.run([POISON] * (batch.longest - 4), 4, Sampling())
-        assert len(long.tokens) == 4
-        ended.set()
-        await asyncio.gather(*streams)
-        await nothing_left(engine)
-    finally:
-        await engine.stop()
 
 
 async def test_a_sliding_window_is_prefilled_anew(tmp_path):

@@ -49,13 +49,14 @@ class StallWatch:
         self._sequences: dict[str, _Sequence] = {}
         self._added = 0
         self._newest = 0  # of the sequences that have been started
-        self._looked: tuple[float, int] | None = None
+        self._looking = False
+        self._before, self._steps_before = 0.0, 0
 
     def add(self, name: str, done: asyncio.Future[Any]) -> None:
         """Watch a sequence; `done` gets `Unavailable` if it stalls. `remove` it in the end."""
         self._added += 1
         self._sequences[name] = _Sequence(self._added, done, waits_behind=self._added)
-        if self._looked is None:
+        if not self._looking:
             self._wait()
 
     def remove(self, name: str) -> None:
@@ -66,13 +67,12 @@ class StallWatch:
 
     def _wait(self) -> None:
         loop = asyncio.get_running_loop()
-        self._looked = loop.time(), self._steps()
+        self._looking, self._before, self._steps_before = True, loop.time(), self._steps()
         loop.call_later(self._tick, self._look)
 
     def _look(self) -> None:
-        assert self._looked is not None
-        before, steps = self._looked
-        self._looked = None
+        before, steps = self._before, self._steps_before
+        self._looking = False
         if not self._sequences:
             return
         passed = asyncio.get_running_loop().time() - before if self._steps() > steps else 0.0

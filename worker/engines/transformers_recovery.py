@@ -6,7 +6,7 @@ cache is written again, at the same places. Noise is a function of the position,
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -45,9 +45,6 @@ class Fault:
     """A smaller step might do."""
 
 
-NO_NUMBER = Fault(Failed("the model gave no number for the next token (NaN or infinite logits)", code="no_number"))
-
-
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory, the device's or the host's, was short."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
@@ -82,7 +79,8 @@ class Recovery:
         self._given_up = 0  # since the last step that succeeded
         if self._processors.static or processor.use_async_batching:
             return
-        self._body, manager._generation_loop_body = manager._generation_loop_body, self._guarded  # type: ignore[method-assign]
+        self._body, outer = manager._generation_loop_body, cast("Any", manager)
+        outer._generation_loop_body = self._guarded
         self._results, self._io.prepare_batch_update = self._io.prepare_batch_update, self._checked
         runner = processor.model_runner
         self._choose, runner._sample = runner._sample, self._marked
@@ -122,8 +120,8 @@ class Recovery:
     def _undo(self, part: Scheduled) -> bool:
         """Put a sequence back to where it was before the step; False where that has been done too often.
 
-        A step writes to the cache behind what it reads, except where a layer has a sliding window: there the pages are a
-        ring, and several tokens at once overwrite some that the first of them reads. Such a sequence begins anew.
+        A step writes to the cache behind what it reads, except where a layer has a sliding window: there the pages are
+        a ring, and several tokens at once overwrite some that the first of them reads. Such a sequence begins anew.
         """
         state, position = part.state, part.position
         if self._window and part.tokens > 1 and position and position + part.tokens > self._window:
@@ -143,8 +141,8 @@ class Recovery:
         self._scheduler.finish_request(state.request_id)
         self._scheduler.block_new_requests = False
         state.status = RequestStatus.FAILED
-        output = state.to_generation_output()
-        output.error = error  # type: ignore[assignment]  # transformers only passes it on
+        output = state.to_generation_output()  # type: ignore[no-untyped-call]
+        output.error = error  # transformers only passes it on
         self._router.deliver(output)
 
     def _marked(self, scores: Tensor, output_ids: Tensor) -> None:
@@ -162,7 +160,7 @@ class Recovery:
         bad = {name for name, token in zip(rows, tokens, strict=False) if token == NO_TOKEN}
         if bad and len(step) > 1 and self._io.attention_mask is not None:
             # Under one mask for all a value that is no number reaches the neighbours: 0 times NaN is NaN.
-            self._halve(NO_NUMBER)
+            self._halve(_no_number())
             return [], [], None
         self._scheduler.step = []  # from here on the step cannot be undone
         self._scheduler.halving.succeeded(sum(part.tokens for part in step))
@@ -172,9 +170,14 @@ class Recovery:
             tokens = [tokens[n] for n in kept]
             logprobs = None if logprobs is None else [logprobs[n] for n in kept]
             for state in [request.state for request in requests if request.state.request_id in bad]:
-                self._give_up(state, NO_NUMBER.error)
+                self._give_up(state, _no_number().error)
             requests = [request for request in requests if request.state.request_id not in bad]
         return requests, tokens, logprobs
+
+
+def _no_number() -> Fault:
+    """A new one for each sequence: what is raised keeps its traceback."""
+    return Fault(Failed("the model gave no number for the next token (NaN or infinite logits)", code="no_number"))
 
 
 def _fault(error: Exception) -> Fault:

@@ -168,7 +168,8 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):
         """Scores [B, V] whose largest is each request's next token."""
         if self._penalized and not self.static:
             penalize(scores, self._penalized)
-        self.unusable = ~scores.amax(-1).isfinite()  # a maximum tells of NaN, of +inf, and of nothing but -inf
+        if not self.static:
+            self.unusable = ~scores.amax(-1).isfinite()  # a maximum tells of NaN, of +inf, and of nothing but -inf
         if not self.static and scores.device.type == "cpu":
             return self._by_row(scores)
         return self._by_tensor(scores, logits_processor_args)

@@ -58,37 +58,48 @@ class ResumingScheduler(FIFOScheduler):
             self.waiting_requests_order.rotate(1)
 
     def _get_waiting_candidates(self) -> list[RequestState]:
-        candidates: list[RequestState] = []
+        next_ones, fitting = self._next_ones()
+        if next_ones and not fitting and self.cache.evict_cached_blocks():
+            self.cache.pool.try_to_free_sectors()
+            next_ones, fitting = self._next_ones()
+        # The first of an idle batch is let in whatever it needs: transformers makes room for that one.
+        return next_ones[: fitting if self.active_requests else max(1, fitting)]
+
+    def _next_ones(self) -> tuple[list[RequestState], int]:
+        """The waiting sequences that one step could begin, and how many of them, in order, find room.
+
+        Room is that for the whole of a prompt, besides what those need whose prompts are being prefilled. No more are
+        looked at than there are places and tokens in a step: looking hashes the prompt, if pages are shared.
+        """
         begun = [state for state in self.active_requests.values() if state.status == RequestStatus.PREFILLING]
+        needed = [self._needed(state, 0) for state in begun]
+        next_ones: list[RequestState] = []
+        places, tokens = self.max_requests_per_batch - len(self.active_requests), self.cache.max_batch_tokens
         for name in self.waiting_requests_order:
-            state = self.waiting_requests[name]
-            # The first of an idle batch is let in whatever the cache keeps: transformers empties it for that one.
-            if (candidates or self.active_requests) and not self._have_room([*begun, *candidates, state]):
+            if len(next_ones) >= places or tokens <= 0:
                 break
-            candidates.append(state)
-        return candidates
+            state = self.waiting_requests[name]
+            shared = self._shared(state)
+            next_ones.append(state)
+            needed.append(self._needed(state, shared))
+            tokens -= len(state.remaining_prefill_tokens) - shared
+        return next_ones, max(0, self.cache.count_storable_requests(needed) - len(begun))
 
-    def _have_room(self, states: list[RequestState]) -> bool:
-        """Whether the whole prompts of sequences find room together, if need be that of what is kept for sharing."""
-        if self._fit(states):
-            return True
-        if not self.cache.evict_cached_blocks():
-            return False
-        self.cache.pool.try_to_free_sectors()
-        return self._fit(states)
-
-    def _fit(self, states: list[RequestState]) -> bool:
-        return self.cache.count_storable_requests([self._needed(state) for state in states]) == len(states)
-
-    def _needed(self, state: RequestState) -> dict[str, int]:
-        """Blocks of each kind of cache, for what is left of a prompt, less those that it can share."""
-        left = state.remaining_prefill_tokens
-        shares = self.cache.use_prefix_sharing and state.status == RequestStatus.PENDING and not state.is_cpu_offloaded
+    def _needed(self, state: RequestState, shared: int) -> dict[str, int]:
+        """Blocks of each kind of cache for what is left of a prompt, less its first tokens that it shares."""
+        tokens = len(state.remaining_prefill_tokens)
         return {
-            name: allocator.needs_new_blocks(state.request_id, state.position_offset, len(left))
-            - (len(allocator.match_prefix_blocks(left)) if shares else 0)
+            name: allocator.needs_new_blocks(state.request_id, state.position_offset, tokens)
+            - shared // allocator.tokens_per_page
             for name, allocator in self.cache.cache_allocators.items()
         }
+
+    def _shared(self, state: RequestState) -> int:
+        """How many of a waiting sequence's first tokens are in the cache already, in pages that it can share."""
+        if not self.cache.use_prefix_sharing or state.is_cpu_offloaded:
+            return 0
+        left = state.remaining_prefill_tokens
+        return min(len(a.match_prefix_blocks(left)) * a.tokens_per_page for a in self.cache.cache_allocators.values())
 
     def _process_candidates(
         self, candidates: list[RequestState], token_budget: int, cache_budget: int, removed: set[str]
