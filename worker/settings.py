@@ -102,6 +102,11 @@ class Settings(BaseModel):
     engine_hang_seconds: float = Field(
         default=120.0, gt=0, description="An engine that makes no progress for this long is killed and restarted."
     )
+    engine_stall_seconds: float = Field(
+        default=90.0,
+        gt=0,
+        description="A sequence that gets no further for this long while the engine runs others is ended with 503.",
+    )
     engine_max_deaths: int = Field(
         default=5, ge=1, description="Deaths of the engine without a finished request between, before the worker ends."
     )

@@ -129,13 +129,19 @@ async def test_cancelling_frees_everything(engine):
 
 
 async def test_the_death_of_the_generation_thread_is_everybodys(tiny):
-    """What admission refuses, given to transformers itself, ends its thread; the engine says so and takes no more."""
+    """A device that is lost ends its thread; the engine says so and takes no more."""
     dying = await started(tiny)
+
+    def lost(_model, _args, kwargs):
+        if 288 in kwargs["input_ids"]:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    dying._batch._manager.model.register_forward_pre_hook(lost, with_kwargs=True)
     try:
         neighbours = [asyncio.create_task(dying.generate(completion({**GREEDY, "max_tokens": 200}))) for _ in range(3)]
         manager = dying._batch._manager
         await eventually(lambda: len(manager.batch_processor.scheduler.active_requests) == 3)
-        for call in (tokens_of(dying._batch, [10**6], 5, Sampling()), *neighbours):
+        for call in (tokens_of(dying._batch, [288], 5, Sampling()), *neighbours):
             with pytest.raises(Unavailable):
                 await call
         async with asyncio.timeout(5):

@@ -97,6 +97,7 @@ def transformers_config(settings: Settings) -> dict[str, Any]:
         "cache_bytes": settings.cache_bytes,
         **{name: getattr(settings, name) for name in SAME},
         "default_max_tokens": settings.default_max_tokens,
+        "stall_seconds": settings.engine_stall_seconds,
         "debug": settings.log_level == "debug",
     }
 

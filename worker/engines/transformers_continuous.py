@@ -1,7 +1,8 @@
 """transformers' continuous batching as one coroutine for each sequence, with what its traps need around it.
 
-One bad request ends its generation thread and with it every request in flight (docs say which; `admission` refuses
-them). A thread that has ended stays so here: the engine process ends too, and its host starts a new one.
+A bad request would end its generation thread and with it every request in flight: `admission` refuses what is known to,
+`Recovery` finds the rest. A thread that has ended stays so here: the engine process ends too, and its host starts a new
+one.
 """
 
 import asyncio
@@ -14,16 +15,17 @@ import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
-from transformers.generation.continuous_batching.requests import RequestState
-from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 
+from rejoinder.worker.engines.stall import StallWatch
 from rejoinder.worker.engines.transformers_attention import choose, in_force
 from rejoinder.worker.engines.transformers_batch import CPU_RUNNING, GPU_RUNNING, Generated
 from rejoinder.worker.engines.transformers_loading import LoadedModel
 from rejoinder.worker.engines.transformers_penalties import History
+from rejoinder.worker.engines.transformers_recovery import Recovery
 from rejoinder.worker.engines.transformers_sampling import Sampling, SamplingProcessors
+from rejoinder.worker.engines.transformers_scheduling import ResumingScheduler
 from rejoinder.worker.engines.transformers_settings import TransformersSettings
-from rejoinder.worker.errors import EngineGone, Failed, Unavailable
+from rejoinder.worker.errors import EngineGone, Failed, RetryableError, Unavailable
 
 CPU_BATCH_TOKENS = 256
 CPU_CACHE_BYTES = 2**30
@@ -33,26 +35,6 @@ GPU_MEMORY_SHARE = 0.8
 STOP_SECONDS = 2.0
 COMPILE_LEVELS = {"none": 0, "default": 1, "max": 2, "max-static": 3}
 """transformers' own: 2 tries out kernels, 3 compiles for each shape by itself."""
-
-
-class ResumingScheduler(FIFOScheduler):
-    """transformers' own, but a cancelled sequence makes room for waiting ones as a finished one does.
-
-    When the cache is full, transformers puts a sequence back and lets no other one in until a sequence ends by itself.
-    Stop strings, timeouts and lost leases end ours from outside: without this the batch would wait for ever.
-    """
-
-    NAME = "rejoinder"
-
-    def clear_cancelled_requests(self) -> list[RequestState]:
-        """As transformers' own. Called in the generation thread, before each step."""
-        cancelled = super().clear_cancelled_requests()
-        if cancelled:
-            self.block_new_requests = False
-        return cancelled
-
-
-SCHEDULER_MAPPING[ResumingScheduler.NAME] = ResumingScheduler
 
 
 class _Nobody(queue.Queue[Any]):
@@ -89,6 +71,8 @@ class ContinuousBatch:
         """Whether sequences may have penalties."""
         if self.longest < 2:
             raise EngineGone("the KV cache holds less than two tokens: set a larger cache_bytes")
+        Recovery(self._manager)
+        self._stalls = StallWatch(settings.stall_seconds, self._position, lambda: self.steps)
 
     def start(self) -> None:
         """Start the generation thread. It is no daemon: `stop` it."""
@@ -138,6 +122,7 @@ class ContinuousBatch:
                 done.set_result(tokens)
 
         self._manager.register_result_handler(name, on_output)
+        self._stalls.add(name, done)
         try:
             added = self._manager.add_request(
                 list(prompt),
@@ -155,10 +140,19 @@ class ContinuousBatch:
 
     def _forget(self, name: str) -> None:
         """Take a sequence that is not finished out of the batch. Cancelling alone would leave its handler behind."""
+        self._stalls.remove(name)
         if self._manager.output_router.result_handlers.pop(name, None) is not None:
             self._manager.cancel_request(name)
 
-    def _failure(self, error: str) -> Failed | Unavailable:
+    def _position(self, name: str) -> int | None:
+        """How many tokens of a sequence are in the cache; None where it waits."""
+        processor = self._manager.batch_processor
+        state = processor.scheduler.active_requests.get(name) if processor else None
+        return None if state is None else state.position_offset
+
+    def _failure(self, error: str | RetryableError) -> RetryableError:
+        if isinstance(error, RetryableError):
+            return error
         first = error.partition("\n")[0]
         if self.alive:
             return Failed(f"the engine failed on this request: {first}")

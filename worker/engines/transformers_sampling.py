@@ -138,6 +138,8 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):
         self.static = static
         self._batch: list[tuple[Sampling, int]] = []
         self._penalized: list[tuple[int, Penalties, History]] = []
+        self.unusable = torch.zeros(0, dtype=torch.bool)
+        """Of the last step's rows [B], those from which no token can be drawn."""
         self.tensors_required = self.ROWS
         self.supported_keys = {"sampling": Sampling, "history": History}
         self.do_processing = True
@@ -166,6 +168,8 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):
         """Scores [B, V] whose largest is each request's next token."""
         if self._penalized and not self.static:
             penalize(scores, self._penalized)
+        if not self.static:
+            self.unusable = ~scores.amax(-1).isfinite()  # a maximum tells of NaN, of +inf, and of nothing but -inf
         if not self.static and scores.device.type == "cpu":
             return self._by_row(scores)
         return self._by_tensor(scores, logits_processor_args)

@@ -116,6 +116,9 @@ class TransformersSettings(BaseModel):
     default_max_tokens: int = Field(
         default=256, ge=1, description="New tokens of a chat completion whose body does not say."
     )
+    stall_seconds: float = Field(
+        default=90.0, gt=0, description="A sequence that gets no further for this long while others do is ended."
+    )
     debug: bool = Field(default=False, description="Let transformers log and warn as it likes.")
 
     @model_validator(mode="after")
