@@ -17,13 +17,15 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_TEMPERATURE = 2.0
 MAX_PENALTY = 2.0
+MAX_LOGPROBS = 20
+"""The likeliest tokens that are told at each place, at most: OpenAI's own for chat, vLLM's for both."""
 
 # fail_fast: a list of a million wrong items is one error, not a million.
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 Text = Annotated[str, Field(min_length=1)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
-Zero = Annotated[float, Field(ge=0, le=0)]
+Alternatives = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 Penalty = Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY, allow_inf_nan=False)]
 
 PROMPT_RULE = "a non-empty string, a list of non-empty strings, a list of token ids, or a list of lists of token ids"
@@ -105,7 +107,7 @@ class CompletionRequest(Sampling):
         "echo": "is not supported: leave it out or set it to false",
         "suffix": "is not supported: leave it out",
         "best_of": "is not supported: leave it out or set it to 1",
-        "logprobs": "is not supported by this engine: leave it out",
+        "logprobs": f"must be an integer of 0 to {MAX_LOGPROBS}",
     }
 
     prompt: (
@@ -117,13 +119,21 @@ class CompletionRequest(Sampling):
     echo: Literal[False] | None = None
     suffix: None = None
     best_of: Literal[1] | None = None
-    logprobs: None = None
+    logprobs: Alternatives | None = Field(
+        default=None,
+        description="Log-probabilities of the answer's tokens, and of so many likeliest ones at each place.",
+    )
 
     @model_validator(mode="after")
     def _bounded(self) -> "CompletionRequest":
         if len(self.prompts) * self.n > MAX_SEQUENCES:
             raise ValueError(f"prompts times n is {len(self.prompts) * self.n}; at most {MAX_SEQUENCES} is allowed")
         return self
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many likeliest tokens to tell at each place; None: no log-probabilities."""
+        return self.logprobs
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -163,15 +173,17 @@ class ChatCompletionRequest(Sampling):
 
     RULES: ClassVar[Mapping[str, str]] = {
         **Sampling.RULES,
-        "logprobs": "is not supported by this engine: leave it out or set it to false",
-        "top_logprobs": "is not supported by this engine: leave it out",
+        "logprobs": "must be true or false",
+        "top_logprobs": f"must be an integer of 0 to {MAX_LOGPROBS}",
         "response_format": 'is not supported, except as {"type": "text"}',
     }
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
     max_completion_tokens: int | None = Field(default=None, ge=1, description="The newer name of max_tokens.")
-    logprobs: Literal[False] | None = None
-    top_logprobs: Zero | None = None
+    logprobs: bool | None = Field(default=None, description="Log-probabilities of the answer's tokens.")
+    top_logprobs: Alternatives | None = Field(
+        default=None, description="And of so many likeliest ones at each place. Needs logprobs."
+    )
     response_format: "TextFormat | None" = None
 
     @model_validator(mode="after")
@@ -179,6 +191,11 @@ class ChatCompletionRequest(Sampling):
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise ValueError("max_tokens and max_completion_tokens are one limit under two names: give one of them")
         return self
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many likeliest tokens to tell at each place; None: no log-probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def max_new_tokens(self) -> int | None:

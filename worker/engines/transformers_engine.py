@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 from rejoinder.schemas.openai import ChatCompletionRequest, CompletionRequest
 from rejoinder.worker.engines import admission, answers
 from rejoinder.worker.engines.admission import Limits
-from rejoinder.worker.engines.answers import Choice
+from rejoinder.worker.engines.answers import Candidate, Choice, Place
 from rejoinder.worker.engines.protocol import Engine, EngineRequest
-from rejoinder.worker.engines.transformers_batch import Batch
+from rejoinder.worker.engines.token_bytes import TokenBytes, offsets
+from rejoinder.worker.engines.transformers_batch import Batch, Generated
 from rejoinder.worker.engines.transformers_continuous import ContinuousBatch
 from rejoinder.worker.engines.transformers_loading import load
 from rejoinder.worker.engines.transformers_noise import sequence_seed
@@ -86,12 +87,13 @@ class TransformersEngine:
     def _load(self) -> None:
         loaded = load(self._settings)
         self._text = Text(loaded.tokenizer, loaded.eos)
+        self._bytes = TokenBytes(loaded.tokenizer)
         self._batch: Batch = ContinuousBatch(loaded, self._settings)
         self._limits = Limits(
             sequence=min(loaded.context, self._batch.longest),
             vocabulary=loaded.vocabulary,
             default_max_tokens=self._settings.default_max_tokens,
-            penalties=self._batch.penalties,
+            dynamic=self._batch.dynamic,
         )
 
     async def generate(self, request: EngineRequest) -> Any:
@@ -138,11 +140,34 @@ class TransformersEngine:
             generated = await self._batch.run(
                 prompt, max_new_tokens, sampling, matcher.push if matcher else None, stop_tokens
             )
+        return await self._in_thread(lambda: self._choice(generated, body.stops, stop_tokens))
+
+    def _choice(self, generated: Generated, stops: Sequence[str], stop_tokens: Collection[int]) -> Choice:
         tokens = generated.tokens
-        text = await self._in_thread(lambda: self._text.decode(tokens, stop_tokens))
-        before = cut(text, body.stops)
+        text = self._text.decode(tokens, stop_tokens)
+        before = cut(text, stops)
         ended = before is not None or self._text.ended(tokens, stop_tokens)
-        return Choice(text if before is None else before, "stop" if ended else "length", len(tokens))
+        places = None if generated.logprobs is None else self._places(generated, text, before, stop_tokens)
+        return Choice(text if before is None else before, "stop" if ended else "length", len(tokens), places)
+
+    def _places(
+        self, generated: Generated, text: str, before: str | None, stop_tokens: Collection[int]
+    ) -> Sequence[Place]:
+        """Of the tokens that begin in the returned text: not the one that ended it, none of a stop string's own."""
+        tokens = generated.tokens
+        if self._text.ended(tokens, stop_tokens):
+            tokens = tokens[:-1]
+        parts = self._bytes.parts(tokens, text)
+        shown = self._bytes.shown
+        return [
+            Place(
+                Candidate(shown(token), known.logprob, part),
+                offset,
+                [Candidate(shown(other), logprob, self._bytes.of(other)) for other, logprob in known.top],
+            )
+            for token, known, part, offset in zip(tokens, generated.logprobs or (), parts, offsets(parts), strict=False)
+            if before is None or offset < len(before)
+        ]
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -167,6 +192,7 @@ def _sampling(body: Body, vocabulary: int, seed: int) -> Sampling:
         top_p=body.top_p,
         seed=seed,
         min_p=body.min_p,
+        logprobs=body.alternatives,
         penalties=Penalties(body.repetition_penalty, body.presence_penalty or 0.0, body.frequency_penalty or 0.0),
     )
 

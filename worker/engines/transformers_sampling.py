@@ -9,6 +9,7 @@ The order is vLLM's: penalties, temperature, min_p, top_k, top_p among what thes
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 from transformers.generation.logits_process import LogitsProcessorList
 
+from rejoinder.worker.engines.transformers_logprobs import Record, write
 from rejoinder.worker.engines.transformers_noise import gumbel, noise_key
 from rejoinder.worker.engines.transformers_penalties import NO_PENALTIES, History, Penalties, penalize
 
@@ -38,6 +40,8 @@ class Sampling:
     min_p: float = 0.0
     """Least probability, as a share of the likeliest token's. 0: off."""
     penalties: Penalties = NO_PENALTIES
+    logprobs: int | None = None
+    """Keep the log-probabilities of its tokens, and of so many likeliest ones at each place. None: of none."""
 
     @property
     def restricted(self) -> bool:
@@ -48,6 +52,19 @@ class Sampling:
     def floor(self) -> float:
         """The logarithm of `min_p`: taken here once, so that no device rounds it otherwise."""
         return math.log(self.min_p) if self.min_p > 0 else -math.inf
+
+
+def followed(sampling: Sampling, prompt: Sequence[int]) -> dict[str, Any]:
+    """What one sequence brings for `SamplingProcessors`: its sampling, and what follows its tokens if it needs that.
+
+    `prompt` is its true one.
+    """
+    brought: dict[str, Any] = {"sampling": sampling}
+    if sampling.penalties.active:
+        brought["history"] = History(prompt, sampling.penalties)
+    if sampling.logprobs is not None:
+        brought["record"] = Record(len(prompt), sampling.logprobs)
+    return brought
 
 
 def draw_full(scores: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:
@@ -122,13 +139,13 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):
     """The whole of sampling as one list of processors, which a manager with `do_sample=False` takes for its own.
 
     Each request brings its `Sampling` as the keyword argument `sampling`. Six rows of the batch's int32 tensor carry
-    it to the device: temperature, top_k, top_p, min_p's logarithm and the two halves of the noise's key. One with
-    penalties brings its `History` as `history`.
+    it to the device: temperature, top_k, top_p, min_p's logarithm and the two halves of the noise's key. What else it
+    brings is in `followed`.
 
     Args:
         static: The step's work must depend on shapes only, as CUDA graphs and compilation need. Otherwise it does what
             the batch at hand asks for: nothing for greedy requests, no sort where nobody is restricted. A static step
-            cannot see what a sequence has said so far: it takes no penalties.
+            cannot see what a sequence has said so far: it takes no penalties and keeps no log-probabilities.
     """
 
     ROWS = 6
@@ -138,8 +155,9 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):
         self.static = static
         self._batch: list[tuple[Sampling, int]] = []
         self._penalized: list[tuple[int, Penalties, History]] = []
+        self._recorded: list[tuple[int, Record]] = []
         self.tensors_required = self.ROWS
-        self.supported_keys = {"sampling": Sampling, "history": History}
+        self.supported_keys = {"sampling": Sampling, "history": History, "record": Record}
         self.do_processing = True
 
     def fill_defaults(self, int32_tensor: Tensor) -> None:
@@ -148,15 +166,18 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):
 
     def prepare_tensor_args(self, requests_in_batch: list[Any], arg_storage: Tensor) -> Tensor:
         """Called with each step's requests, after their positions were moved to the token that is to be drawn."""
-        self._batch, self._penalized = [], []
+        self._batch, self._penalized, self._recorded = [], [], []
         for request in requests_in_batch:
             if request.has_new_token:
-                state = request.state
-                sampling = state.logit_processor_kwargs.get("sampling", Sampling())
-                history = state.logit_processor_kwargs.get("history")
-                if history is not None:
+                state, row = request.state, len(self._batch)
+                brought = state.logit_processor_kwargs
+                sampling = brought.get("sampling", Sampling())
+                if history := brought.get("history"):
                     history.update(state.initial_tokens, state.generated_tokens)
-                    self._penalized.append((len(self._batch), sampling.penalties, history))
+                    self._penalized.append((row, sampling.penalties, history))
+                if record := brought.get("record"):
+                    record.begin(len(state.initial_tokens) + len(state.generated_tokens))
+                    self._recorded.append((row, record))
                 self._batch.append((sampling, noise_key(sampling.seed, state.position_offset)))
         rows = _rows(self._batch)
         arg_storage[: self.ROWS, : rows.size(1)] = rows.to(arg_storage.device)
@@ -164,11 +185,18 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):
 
     def __call__(self, input_ids: Any, scores: Tensor, logits_processor_args: Tensor) -> Tensor:  # noqa: ARG002
         """Scores [B, V] whose largest is each request's next token."""
-        if self._penalized and not self.static:
+        if self.static:
+            return self._by_tensor(scores, logits_processor_args)
+        rows = torch.tensor([row for row, _ in self._recorded], dtype=torch.int64, device=scores.device)
+        raw = scores[rows] if self._recorded else None
+        if self._penalized:
             penalize(scores, self._penalized)
-        if not self.static and scores.device.type == "cpu":
-            return self._by_row(scores)
-        return self._by_tensor(scores, logits_processor_args)
+        on_cpu = scores.device.type == "cpu"
+        drawn = self._by_row(scores) if on_cpu else self._by_tensor(scores, logits_processor_args)
+        if raw is not None:
+            # The argmax of the whole, as the runner takes it: of equal scores it must be the same one.
+            write([record for _, record in self._recorded], raw, drawn.argmax(-1)[rows])
+        return drawn
 
     def _by_tensor(self, scores: Tensor, logits_processor_args: Tensor) -> Tensor:
         """The whole batch at once, as a device likes it."""
