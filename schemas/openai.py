@@ -28,6 +28,7 @@ Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Alternatives = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 Penalty = Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY, allow_inf_nan=False)]
 
+ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 PROMPT_RULE = "a non-empty string, a list of non-empty strings, a list of token ids, or a list of lists of token ids"
 
 
@@ -91,6 +92,11 @@ class Sampling(BaseModel):
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def json_schema(self) -> Mapping[str, Any] | None:
+        """The JSON schema that each choice's text must keep to; None: any text."""
+        return None
 
     @property
     def max_new_tokens(self) -> int | None:
@@ -175,7 +181,8 @@ class ChatCompletionRequest(Sampling):
         **Sampling.RULES,
         "logprobs": "must be true or false",
         "top_logprobs": f"must be an integer of 0 to {MAX_LOGPROBS}",
-        "response_format": 'is not supported, except as {"type": "text"}',
+        "response_format": 'must be {"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "json_schema":'
+        ' {"name": of 1 to 64 letters, digits, _ and -, "schema": a JSON schema}}',
     }
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
@@ -184,7 +191,7 @@ class ChatCompletionRequest(Sampling):
     top_logprobs: Alternatives | None = Field(
         default=None, description="And of so many likeliest ones at each place. Needs logprobs."
     )
-    response_format: "TextFormat | None" = None
+    response_format: "Annotated[TextFormat | JsonFormat | SchemaFormat, Field(discriminator='type')] | None" = None
 
     @model_validator(mode="after")
     def _one_limit(self) -> "ChatCompletionRequest":
@@ -198,13 +205,51 @@ class ChatCompletionRequest(Sampling):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
+    def json_schema(self) -> Mapping[str, Any] | None:
+        """The JSON schema that each choice's text must keep to; None: any text."""
+        match self.response_format:
+            case JsonFormat():
+                return ANY_OBJECT
+            case SchemaFormat(json_schema=named):
+                return ANY_OBJECT if named.given is None else named.given
+        return None
+
+    @property
     def max_new_tokens(self) -> int | None:
         """New tokens at most for each choice; None: as many as the engine allows."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
+class NamedSchema(BaseModel):
+    """A JSON schema that the answer keeps to, strict or not."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$", description="Ignored.")
+    description: str | None = Field(default=None, description="Ignored.")
+    given: dict[str, Any] | None = Field(default=None, alias="schema", description="Absent: any object.")
+    strict: bool | None = Field(default=None, description="The schema is kept to either way.")
+
+
+class SchemaFormat(BaseModel):
+    """JSON of a schema."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+class JsonFormat(BaseModel):
+    """Any JSON object."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    type: Literal["json_object"]
+
+
 class TextFormat(BaseModel):
-    """The only response format that is served."""
+    """Any text, as without a format."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 

@@ -30,7 +30,7 @@ class Limits:
     default_max_tokens: int
     """New tokens of a chat completion whose body does not say."""
     dynamic: bool = True
-    """Whether the engine makes each step knowing what was said so far, as penalties and log-probabilities need."""
+    """Whether each step knows what was said so far, as penalties, grammars and log-probabilities need."""
 
 
 def parse_body(path: str, body: Any) -> CompletionRequest | ChatCompletionRequest:
@@ -146,6 +146,8 @@ def check_sampling(request: CompletionRequest | ChatCompletionRequest, limits: L
         raise _static(asked, f"leave it out or set it to {neutral[asked]}")
     if request.alternatives is not None:
         raise _static("logprobs", "leave it out")
+    if request.json_schema is not None:
+        raise _static("response_format", "leave it out")
 
 
 def _static(param: str, remedy: str) -> BadRequest:

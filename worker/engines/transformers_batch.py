@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from rejoinder.worker.engines.transformers_grammar import Progress
 from rejoinder.worker.engines.transformers_logprobs import Record, TokenLogprob
 from rejoinder.worker.engines.transformers_sampling import Sampling
 
@@ -22,7 +23,14 @@ class Generated:
 
 
 def generated(tokens: list[int], brought: Mapping[str, Any]) -> Generated:
-    """What was generated of a sequence that brought what `transformers_sampling.followed` says."""
+    """What was generated of a sequence that brought what `transformers_sampling.followed` says.
+
+    Raises:
+        Failed: its grammar left it no token.
+    """
+    progress: Progress | None = brought.get("progress")
+    if progress is not None:
+        progress.check()
     record: Record | None = brought.get("record")
     return Generated(tokens, None if record is None else record.first(len(tokens)))
 
@@ -40,7 +48,7 @@ class Batch(Protocol):
 
     @property
     def dynamic(self) -> bool:
-        """Whether each step sees its sequences as they are: penalties and log-probabilities need it."""
+        """Whether each step sees its sequences as they are: penalties, grammars and log-probabilities need it."""
 
     @property
     def alive(self) -> bool:

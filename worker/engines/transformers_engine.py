@@ -15,6 +15,7 @@ from rejoinder.worker.engines.protocol import Engine, EngineRequest
 from rejoinder.worker.engines.token_bytes import TokenBytes, offsets
 from rejoinder.worker.engines.transformers_batch import Batch, Generated
 from rejoinder.worker.engines.transformers_continuous import ContinuousBatch
+from rejoinder.worker.engines.transformers_grammar import Grammar, Grammars
 from rejoinder.worker.engines.transformers_loading import load
 from rejoinder.worker.engines.transformers_noise import sequence_seed
 from rejoinder.worker.engines.transformers_penalties import Penalties
@@ -88,6 +89,7 @@ class TransformersEngine:
         loaded = load(self._settings)
         self._text = Text(loaded.tokenizer, loaded.eos)
         self._bytes = TokenBytes(loaded.tokenizer)
+        self._grammars = Grammars(loaded.tokenizer, loaded.vocabulary, loaded.eos)
         self._batch: Batch = ContinuousBatch(loaded, self._settings)
         self._limits = Limits(
             sequence=min(loaded.context, self._batch.longest),
@@ -105,11 +107,12 @@ class TransformersEngine:
         admission.check_sampling(body, self._limits)
         prompts = await self._prompts(body)
         lengths = [admission.new_tokens(body, len(prompt), self._limits) for prompt in prompts]
+        grammar = None if body.json_schema is None else await self._grammars.compiled(body.json_schema)
         origin = request.response_id if body.seed is None else body.seed
         share = asyncio.Semaphore(max(1, self._batch.running // SHARE))
         sequences = [
-            self._sequence(share, body, prompts[i // body.n], lengths[i // body.n], sequence_seed(origin, i))
-            for i in range(len(prompts) * body.n)
+            self._sequence(share, body, prompts[i // body.n], lengths[i // body.n], self._sampling(body, grammar, seed))
+            for i, seed in enumerate(sequence_seed(origin, i) for i in range(len(prompts) * body.n))
         ]
         choices = await _all(sequences)
         self._finished += 1
@@ -131,9 +134,8 @@ class TransformersEngine:
         return tokens
 
     async def _sequence(
-        self, share: asyncio.Semaphore, body: Body, prompt: Sequence[int], max_new_tokens: int, seed: int
+        self, share: asyncio.Semaphore, body: Body, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling
     ) -> Choice:
-        sampling = _sampling(body, self._limits.vocabulary, seed)
         stop_tokens = frozenset(body.stop_token_ids or ())
         matcher = StopMatcher(self._text, body.stops) if body.stops else None
         async with share, self._slots:
@@ -169,6 +171,18 @@ class TransformersEngine:
             if before is None or offset < len(before)
         ]
 
+    def _sampling(self, body: Body, grammar: Grammar | None, seed: int) -> Sampling:
+        return Sampling(
+            temperature=body.temperature,
+            top_k=admission.top_k(body, self._limits.vocabulary),
+            top_p=body.top_p,
+            seed=seed,
+            min_p=body.min_p,
+            penalties=Penalties(body.repetition_penalty, body.presence_penalty or 0.0, body.frequency_penalty or 0.0),
+            logprobs=body.alternatives,
+            grammar=grammar,
+        )
+
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
@@ -182,19 +196,8 @@ class TransformersEngine:
         if self._started and not self._stopped:
             self._stopped = True
             await asyncio.to_thread(self._batch.stop)
+            self._grammars.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _sampling(body: Body, vocabulary: int, seed: int) -> Sampling:
-    return Sampling(
-        temperature=body.temperature,
-        top_k=admission.top_k(body, vocabulary),
-        top_p=body.top_p,
-        seed=seed,
-        min_p=body.min_p,
-        logprobs=body.alternatives,
-        penalties=Penalties(body.repetition_penalty, body.presence_penalty or 0.0, body.frequency_penalty or 0.0),
-    )
 
 
 def _tokens(text: Text, prompt: str | list[int]) -> list[int]:

@@ -5,7 +5,7 @@ done as logits + T * noise, so that T = 0 is greedy with no special case, and wi
 seed, the token's position and the token's id: the same request gives the same text alone or in company, on its first
 delivery or its third, also where the cache was full and the sequence was prefilled again.
 
-The order is vLLM's: penalties, temperature, min_p, top_k, top_p among what these left, the draw.
+The order is vLLM's: penalties, grammar, temperature, min_p, top_k, top_p among what these left, the draw.
 """
 
 import math
@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 from transformers.generation.logits_process import LogitsProcessorList
 
+from rejoinder.worker.engines.transformers_grammar import Grammar, Progress, restrict
 from rejoinder.worker.engines.transformers_logprobs import Record, write
 from rejoinder.worker.engines.transformers_noise import gumbel, noise_key
 from rejoinder.worker.engines.transformers_penalties import NO_PENALTIES, History, Penalties, penalize
@@ -42,6 +43,8 @@ class Sampling:
     penalties: Penalties = NO_PENALTIES
     logprobs: int | None = None
     """Keep the log-probabilities of its tokens, and of so many likeliest ones at each place. None: of none."""
+    grammar: Grammar | None = None
+    """What its text must be."""
 
     @property
     def restricted(self) -> bool:
@@ -64,6 +67,8 @@ def followed(sampling: Sampling, prompt: Sequence[int]) -> dict[str, Any]:
         brought["history"] = History(prompt, sampling.penalties)
     if sampling.logprobs is not None:
         brought["record"] = Record(len(prompt), sampling.logprobs)
+    if sampling.grammar is not None:
+        brought["progress"] = sampling.grammar.begin(len(prompt))
     return brought
 
 
@@ -145,7 +150,7 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):
     Args:
         static: The step's work must depend on shapes only, as CUDA graphs and compilation need. Otherwise it does what
             the batch at hand asks for: nothing for greedy requests, no sort where nobody is restricted. A static step
-            cannot see what a sequence has said so far: it takes no penalties and keeps no log-probabilities.
+            cannot see what a sequence has said so far: it takes only `sampling`, without penalties.
     """
 
     ROWS = 6
@@ -155,9 +160,10 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):
         self.static = static
         self._batch: list[tuple[Sampling, int]] = []
         self._penalized: list[tuple[int, Penalties, History]] = []
+        self._guided: list[tuple[int, Progress]] = []
         self._recorded: list[tuple[int, Record]] = []
         self.tensors_required = self.ROWS
-        self.supported_keys = {"sampling": Sampling, "history": History, "record": Record}
+        self.supported_keys = {"sampling": Sampling, "history": History, "progress": Progress, "record": Record}
         self.do_processing = True
 
     def fill_defaults(self, int32_tensor: Tensor) -> None:
@@ -166,7 +172,7 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):
 
     def prepare_tensor_args(self, requests_in_batch: list[Any], arg_storage: Tensor) -> Tensor:
         """Called with each step's requests, after their positions were moved to the token that is to be drawn."""
-        self._batch, self._penalized, self._recorded = [], [], []
+        self._batch, self._penalized, self._guided, self._recorded = [], [], [], []
         for request in requests_in_batch:
             if request.has_new_token:
                 state, row = request.state, len(self._batch)
@@ -175,6 +181,9 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):
                 if history := brought.get("history"):
                     history.update(state.initial_tokens, state.generated_tokens)
                     self._penalized.append((row, sampling.penalties, history))
+                if progress := brought.get("progress"):
+                    progress.update(state.initial_tokens, state.generated_tokens)
+                    self._guided.append((row, progress))
                 if record := brought.get("record"):
                     record.begin(len(state.initial_tokens) + len(state.generated_tokens))
                     self._recorded.append((row, record))
@@ -191,6 +200,8 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):
         raw = scores[rows] if self._recorded else None
         if self._penalized:
             penalize(scores, self._penalized)
+        if self._guided:
+            restrict(scores, self._guided)
         on_cpu = scores.device.type == "cpu"
         drawn = self._by_row(scores) if on_cpu else self._by_tensor(scores, logits_processor_args)
         if raw is not None:
