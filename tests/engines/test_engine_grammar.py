@@ -284,25 +284,3 @@ async def test_schemas_of_many_shapes(engine, schema, seed):
         assert conforms(schema, json.loads(text)), (schema, text)
     else:
         assert engine._limits.sequence > 200
-
-
-@pytest.mark.model
-async def test_the_real_model_extracts(real):
-    schema = {
-        "type": "object",
-        "properties": {"city": {"type": "string"}, "country": {"type": "string"}},
-        "required": ["city", "country"],
-        "additionalProperties": False,
-    }
-    body = {
-        "messages": [{"role": "user", "content": "Marie lives in Paris, in France. Name city and country as JSON."}],
-        "temperature": 0,
-        "max_tokens": 60,
-        "response_format": {"type": "json_schema", "json_schema": {"name": "place", "strict": True, "schema": schema}},
-    }
-    text, reason = await said(real, chat(body))
-    assert reason == "stop"
-    value = json.loads(text)
-    assert list(value) == ["city", "country"]
-    assert "Paris" in value["city"]
-    assert all(type(one) is str for one in value.values())
