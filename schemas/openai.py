@@ -17,15 +17,18 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_TEMPERATURE = 2.0
 MAX_PENALTY = 2.0
+MAX_LOGPROBS = 20
+"""The likeliest tokens that are told at each place, at most: OpenAI's own for chat, vLLM's for both."""
 
 # fail_fast: a list of a million wrong items is one error, not a million.
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 Text = Annotated[str, Field(min_length=1)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
-Zero = Annotated[float, Field(ge=0, le=0)]
+Alternatives = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 Penalty = Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY, allow_inf_nan=False)]
 
+ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 PROMPT_RULE = "a non-empty string, a list of non-empty strings, a list of token ids, or a list of lists of token ids"
 
 
@@ -91,6 +94,11 @@ class Sampling(BaseModel):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @property
+    def json_schema(self) -> Mapping[str, Any] | None:
+        """The JSON schema that each choice's text must keep to; None: any text."""
+        return None
+
+    @property
     def max_new_tokens(self) -> int | None:
         """New tokens at most for each choice; None: as many as the engine allows."""
         return self.max_tokens
@@ -105,7 +113,7 @@ class CompletionRequest(Sampling):
         "echo": "is not supported: leave it out or set it to false",
         "suffix": "is not supported: leave it out",
         "best_of": "is not supported: leave it out or set it to 1",
-        "logprobs": "is not supported by this engine: leave it out",
+        "logprobs": f"must be an integer of 0 to {MAX_LOGPROBS}",
     }
 
     prompt: (
@@ -117,13 +125,21 @@ class CompletionRequest(Sampling):
     echo: Literal[False] | None = None
     suffix: None = None
     best_of: Literal[1] | None = None
-    logprobs: None = None
+    logprobs: Alternatives | None = Field(
+        default=None,
+        description="Log-probabilities of the answer's tokens, and of so many likeliest ones at each place.",
+    )
 
     @model_validator(mode="after")
     def _bounded(self) -> "CompletionRequest":
         if len(self.prompts) * self.n > MAX_SEQUENCES:
             raise ValueError(f"prompts times n is {len(self.prompts) * self.n}; at most {MAX_SEQUENCES} is allowed")
         return self
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many likeliest tokens to tell at each place; None: no log-probabilities."""
+        return self.logprobs
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -163,16 +179,19 @@ class ChatCompletionRequest(Sampling):
 
     RULES: ClassVar[Mapping[str, str]] = {
         **Sampling.RULES,
-        "logprobs": "is not supported by this engine: leave it out or set it to false",
-        "top_logprobs": "is not supported by this engine: leave it out",
-        "response_format": 'is not supported, except as {"type": "text"}',
+        "logprobs": "must be true or false",
+        "top_logprobs": f"must be an integer of 0 to {MAX_LOGPROBS}",
+        "response_format": 'must be {"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "json_schema":'
+        ' {"name": of 1 to 64 letters, digits, _ and -, "schema": a JSON schema}}',
     }
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
     max_completion_tokens: int | None = Field(default=None, ge=1, description="The newer name of max_tokens.")
-    logprobs: Literal[False] | None = None
-    top_logprobs: Zero | None = None
-    response_format: "TextFormat | None" = None
+    logprobs: bool | None = Field(default=None, description="Log-probabilities of the answer's tokens.")
+    top_logprobs: Alternatives | None = Field(
+        default=None, description="And of so many likeliest ones at each place. Needs logprobs."
+    )
+    response_format: "Annotated[TextFormat | JsonFormat | SchemaFormat, Field(discriminator='type')] | None" = None
 
     @model_validator(mode="after")
     def _one_limit(self) -> "ChatCompletionRequest":
@@ -181,13 +200,56 @@ class ChatCompletionRequest(Sampling):
         return self
 
     @property
+    def alternatives(self) -> int | None:
+        """How many likeliest tokens to tell at each place; None: no log-probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def json_schema(self) -> Mapping[str, Any] | None:
+        """The JSON schema that each choice's text must keep to; None: any text."""
+        match self.response_format:
+            case JsonFormat():
+                return ANY_OBJECT
+            case SchemaFormat(json_schema=named):
+                return ANY_OBJECT if named.given is None else named.given
+        return None
+
+    @property
     def max_new_tokens(self) -> int | None:
         """New tokens at most for each choice; None: as many as the engine allows."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
+class NamedSchema(BaseModel):
+    """A JSON schema that the answer keeps to, strict or not."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$", description="Ignored.")
+    description: str | None = Field(default=None, description="Ignored.")
+    given: dict[str, Any] | None = Field(default=None, alias="schema", description="Absent: any object.")
+    strict: bool | None = Field(default=None, description="The schema is kept to either way.")
+
+
+class SchemaFormat(BaseModel):
+    """JSON of a schema."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+class JsonFormat(BaseModel):
+    """Any JSON object."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    type: Literal["json_object"]
+
+
 class TextFormat(BaseModel):
-    """The only response format that is served."""
+    """Any text, as without a format."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 

@@ -127,7 +127,7 @@ def test_stop_tokens_outside_the_vocabulary(stops):
 
 @pytest.mark.parametrize("name", ["repetition_penalty", "presence_penalty", "frequency_penalty"])
 def test_penalties_where_the_engine_has_none(name):
-    without = replace(LIMITS, penalties=False)
+    without = replace(LIMITS, dynamic=False)
     check_sampling(completion_body(**{name: 0.5}), LIMITS)
     check_sampling(completion_body(repetition_penalty=1, presence_penalty=0, frequency_penalty=None), without)
     with pytest.raises(BadRequest, match=f"{name} is not supported by this worker") as caught:

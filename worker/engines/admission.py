@@ -29,8 +29,8 @@ class Limits:
     """Token ids are below this."""
     default_max_tokens: int
     """New tokens of a chat completion whose body does not say."""
-    penalties: bool = True
-    """Whether the engine can apply them."""
+    dynamic: bool = True
+    """Whether each step knows what was said so far, as penalties, grammars and log-probabilities need."""
 
 
 def parse_body(path: str, body: Any) -> CompletionRequest | ChatCompletionRequest:
@@ -144,7 +144,8 @@ def check_sampling(request: CompletionRequest | ChatCompletionRequest, limits: L
     """Refuse what a body within its ranges asks of sampling, and this model or engine cannot do.
 
     Raises:
-        BadRequest: a token to stop at is outside the vocabulary, or there is a penalty where none can be applied.
+        BadRequest: a token to stop at is outside the vocabulary, alternatives are asked for without log-probabilities,
+            or something that needs `Limits.dynamic`.
     """
     bad = next((token for token in request.stop_token_ids or () if token >= limits.vocabulary), None)
     if bad is not None:
@@ -153,14 +154,25 @@ def check_sampling(request: CompletionRequest | ChatCompletionRequest, limits: L
             f" {limits.vocabulary - 1}",
             param="stop_token_ids",
         )
+    if getattr(request, "top_logprobs", None) and request.alternatives is None:
+        raise BadRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
+    if limits.dynamic:
+        return
     neutral = {"repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
     asked = next((name for name, value in neutral.items() if getattr(request, name) not in {None, value}), None)
-    if asked is not None and not limits.penalties:
-        raise BadRequest(
-            f"{asked} is not supported by this worker, which runs with CUDA graphs: leave it out or set it to"
-            f" {neutral[asked]}",
-            param=asked,
-        )
+    if asked is not None:
+        raise _static(asked, f"leave it out or set it to {neutral[asked]}")
+    if request.alternatives is not None:
+        raise _static("logprobs", "leave it out")
+    if request.json_schema is not None:
+        raise _static("response_format", "leave it out")
+
+
+def _static(param: str, remedy: str) -> BadRequest:
+    return BadRequest(
+        f"{param} is not supported by this worker, which runs with CUDA graphs: {remedy}",
+        param=param,
+    )
 
 
 def top_k(request: CompletionRequest | ChatCompletionRequest, vocabulary: int) -> int:

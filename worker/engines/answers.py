@@ -1,6 +1,7 @@
 """The response bodies of `/v1/completions` and `/v1/chat/completions`, as the `openai` package types them. No torch.
 
-Nothing in them depends on the time or on chance: a redelivered request's body is equal to the byte.
+Nothing in them depends on the time or on chance: a redelivered request's body is equal to the byte, but for the last
+digits of log-probabilities, which a float's rounding in another batch may change.
 """
 
 from collections.abc import Sequence
@@ -8,6 +9,31 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rejoinder.worker.engines.protocol import EngineRequest
+
+LEAST = -9999.0
+"""Stands for a log-probability of minus infinity, which is no JSON: OpenAI's own way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token that was drawn, or that could have been."""
+
+    token: str
+    """Its text; a special token's name; of half a character, its bytes as `bytes:\\xe6\\x97`."""
+    logprob: float
+    bytes: bytes | None
+    """None for a special token, which is not in the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One place in a text: the token there, and the likeliest ones."""
+
+    drawn: Candidate
+    offset: int
+    """Where it begins, in characters of the text."""
+    top: Sequence[Candidate]
+    """Likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +45,8 @@ class Choice:
     finish_reason: Literal["stop", "length"]
     tokens: int
     """Generated, the end-of-sequence token included."""
+    places: Sequence[Place] | None = None
+    """Of each token of the text, where the request asks for log-probabilities."""
 
 
 def completion(request: EngineRequest, model: str, prompt_tokens: int, choices: Sequence[Choice]) -> dict[str, Any]:
@@ -29,7 +57,12 @@ def completion(request: EngineRequest, model: str, prompt_tokens: int, choices: 
         "created": request.created,
         "model": model,
         "choices": [
-            {"index": index, "text": choice.text, "logprobs": None, "finish_reason": choice.finish_reason}
+            {
+                "index": index,
+                "text": choice.text,
+                "logprobs": None if choice.places is None else _completion_logprobs(choice.places),
+                "finish_reason": choice.finish_reason,
+            }
             for index, choice in enumerate(choices)
         ],
         "usage": _usage(prompt_tokens, choices),
@@ -49,13 +82,48 @@ def chat_completion(
             {
                 "index": index,
                 "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                "logprobs": None,
+                "logprobs": None if choice.places is None else _chat_logprobs(choice.places),
                 "finish_reason": choice.finish_reason,
             }
             for index, choice in enumerate(choices)
         ],
         "usage": _usage(prompt_tokens, choices),
     }
+
+
+def _completion_logprobs(places: Sequence[Place]) -> dict[str, Any]:
+    return {
+        "tokens": [place.drawn.token for place in places],
+        "token_logprobs": [_told(place.drawn.logprob) for place in places],
+        "top_logprobs": [_by_token([*place.top, place.drawn]) for place in places],
+        "text_offset": [place.offset for place in places],
+    }
+
+
+def _by_token(candidates: Sequence[Candidate]) -> dict[str, float]:
+    """The first of two tokens that read the same."""
+    told: dict[str, float] = {}
+    for candidate in candidates:
+        told.setdefault(candidate.token, _told(candidate.logprob))
+    return told
+
+
+def _chat_logprobs(places: Sequence[Place]) -> dict[str, Any]:
+    content = [{**_candidate(place.drawn), "top_logprobs": list(map(_candidate, place.top))} for place in places]
+    return {"content": content, "refusal": None}
+
+
+def _candidate(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "token": candidate.token,
+        "logprob": _told(candidate.logprob),
+        "bytes": None if candidate.bytes is None else list(candidate.bytes),
+    }
+
+
+def _told(logprob: float) -> float:
+    """Six decimals: what a float32 of this size knows, and what rounding in another batch seldom changes."""
+    return round(logprob, 6) if logprob > LEAST else LEAST
 
 
 def _usage(prompt_tokens: int, choices: Sequence[Choice]) -> dict[str, int]:

@@ -1,9 +1,11 @@
 """What runs sequences on a model together. The engine above it knows bodies and text; a batch knows token ids."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+from rejoinder.worker.engines.transformers_grammar import Progress
+from rejoinder.worker.engines.transformers_logprobs import Record, TokenLogprob
 from rejoinder.worker.engines.transformers_sampling import Sampling
 
 CPU_RUNNING = 32
@@ -16,6 +18,21 @@ class Generated:
 
     tokens: list[int]
     """The one that ended it included."""
+    logprobs: list[TokenLogprob] | None = None
+    """Of each token, where the sampling asks for them."""
+
+
+def generated(tokens: list[int], brought: Mapping[str, Any]) -> Generated:
+    """What was generated of a sequence that brought what `transformers_sampling.followed` says.
+
+    Raises:
+        Failed: its grammar left it no token.
+    """
+    progress: Progress | None = brought.get("progress")
+    if progress is not None:
+        progress.check()
+    record: Record | None = brought.get("record")
+    return Generated(tokens, None if record is None else record.first(len(tokens)))
 
 
 class Batch(Protocol):
@@ -30,8 +47,8 @@ class Batch(Protocol):
         """Tokens of one sequence, prompt and new ones together, at most."""
 
     @property
-    def penalties(self) -> bool:
-        """Whether sequences may have penalties."""
+    def dynamic(self) -> bool:
+        """Whether each step sees its sequences as they are: penalties, grammars and log-probabilities need it."""
 
     @property
     def alive(self) -> bool:

@@ -18,11 +18,10 @@ from transformers.generation.continuous_batching.model_runner import infer_max_s
 
 from rejoinder.worker.engines.stall import StallWatch
 from rejoinder.worker.engines.transformers_attention import choose, in_force
-from rejoinder.worker.engines.transformers_batch import CPU_RUNNING, GPU_RUNNING, Generated
+from rejoinder.worker.engines.transformers_batch import CPU_RUNNING, GPU_RUNNING, Generated, generated
 from rejoinder.worker.engines.transformers_loading import LoadedModel
-from rejoinder.worker.engines.transformers_penalties import History
 from rejoinder.worker.engines.transformers_recovery import Recovery
-from rejoinder.worker.engines.transformers_sampling import Sampling, SamplingProcessors
+from rejoinder.worker.engines.transformers_sampling import Sampling, SamplingProcessors, followed
 from rejoinder.worker.engines.transformers_scheduling import ResumingScheduler
 from rejoinder.worker.engines.transformers_settings import TransformersSettings
 from rejoinder.worker.errors import EngineGone, Failed, RetryableError, Unavailable
@@ -67,8 +66,8 @@ class ContinuousBatch:
         cache: Any = self._manager.batch_processor.cache  # type: ignore[union-attr]  # warmup made it
         self.longest = infer_max_single_request_tokens(cache)
         """Tokens of one sequence, at most, by the size of the cache."""
-        self.penalties = _sees_history(self._manager)
-        """Whether sequences may have penalties."""
+        self.dynamic = _sees_history(self._manager)
+        """Whether each step sees its sequences as they are."""
         if self.longest < 2:
             raise EngineGone("the KV cache holds less than two tokens: set a larger cache_bytes")
         Recovery(self._manager)
@@ -101,6 +100,7 @@ class ContinuousBatch:
         stop_tokens: Collection[int] = (),
     ) -> Generated:
         """Generate one sequence; see `Batch.run`."""
+        brought = followed(sampling, prompt)
         name = uuid4().hex  # never the message's own: a redelivery may meet its first delivery
         done: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
         seen = 0
@@ -130,11 +130,11 @@ class ContinuousBatch:
                 max_new_tokens=max_new_tokens,
                 streaming=stop is not None,
                 eos_token_id=sorted(self._eos.union(stop_tokens)) or None,
-                **_chosen_by(sampling, prompt),
+                **brought,
             )
             if added is None:
                 raise Unavailable("the engine is ending; the request will be tried again")
-            return Generated(await done)
+            return generated(await done, brought)
         finally:
             self._forget(name)
 
@@ -188,12 +188,6 @@ def _manager(model: PreTrainedModel, settings: TransformersSettings, running: in
     manager.output_router.output_queue = _Nobody()
     manager.logit_processor = SamplingProcessors(static=_static(manager))
     return manager
-
-
-def _chosen_by(sampling: Sampling, prompt: Sequence[int]) -> dict[str, Any]:
-    """What a request brings for `SamplingProcessors`."""
-    history = {"history": History(prompt, sampling.penalties)} if sampling.penalties.active else {}
-    return {"sampling": sampling, **history}
 
 
 def _static(manager: ContinuousBatchingManager) -> bool:

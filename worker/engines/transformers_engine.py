@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,11 +12,13 @@ import structlog
 from rejoinder.schemas.openai import ChatCompletionRequest, CompletionRequest
 from rejoinder.worker.engines import admission, answers
 from rejoinder.worker.engines.admission import Limits
-from rejoinder.worker.engines.answers import Choice
+from rejoinder.worker.engines.answers import Candidate, Choice, Place
 from rejoinder.worker.engines.protocol import Engine, EngineRequest
+from rejoinder.worker.engines.token_bytes import TokenBytes, offsets
 from rejoinder.worker.engines.transformers_attention import in_force
-from rejoinder.worker.engines.transformers_batch import Batch
+from rejoinder.worker.engines.transformers_batch import Batch, Generated
 from rejoinder.worker.engines.transformers_continuous import ContinuousBatch
+from rejoinder.worker.engines.transformers_grammar import Grammar, Grammars
 from rejoinder.worker.engines.transformers_loading import load
 from rejoinder.worker.engines.transformers_noise import sequence_seed
 from rejoinder.worker.engines.transformers_penalties import Penalties
@@ -112,12 +114,14 @@ class TransformersEngine:
     def _load(self) -> None:
         loaded = load(self._settings)
         self._text = Text(loaded.tokenizer, loaded.eos)
+        self._bytes = TokenBytes(loaded.tokenizer)
+        self._grammars = Grammars(loaded.tokenizer, loaded.vocabulary, loaded.eos)
         self._batch: Batch = ContinuousBatch(loaded, self._settings)
         self._limits = Limits(
             sequence=min(loaded.context, self._batch.longest),
             vocabulary=loaded.vocabulary,
             default_max_tokens=self._settings.default_max_tokens,
-            penalties=self._batch.penalties,
+            dynamic=self._batch.dynamic,
         )
         commits = {f"{what}_commit": commit for what, commit in loaded.commits.items()}
         model = loaded.model
@@ -133,11 +137,12 @@ class TransformersEngine:
         admission.check_sampling(body, self._limits)
         prompts = await self._prompts(body)
         lengths = [admission.new_tokens(body, len(prompt), self._limits) for prompt in prompts]
+        grammar = None if body.json_schema is None else await self._grammars.compiled(body.json_schema)
         origin = request.response_id if body.seed is None else body.seed
         share = asyncio.Semaphore(max(1, self._batch.running // SHARE))
         sequences = [
-            self._sequence(share, body, prompts[i // body.n], lengths[i // body.n], sequence_seed(origin, i))
-            for i in range(len(prompts) * body.n)
+            self._sequence(share, body, prompts[i // body.n], lengths[i // body.n], self._sampling(body, grammar, seed))
+            for i, seed in enumerate(sequence_seed(origin, i) for i in range(len(prompts) * body.n))
         ]
         choices = await _all(sequences)
         self._finished += 1
@@ -159,20 +164,54 @@ class TransformersEngine:
         return tokens
 
     async def _sequence(
-        self, share: asyncio.Semaphore, body: Body, prompt: Sequence[int], max_new_tokens: int, seed: int
+        self, share: asyncio.Semaphore, body: Body, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling
     ) -> Choice:
-        sampling = _sampling(body, self._limits.vocabulary, seed)
         stop_tokens = frozenset(body.stop_token_ids or ())
         matcher = StopMatcher(self._text, body.stops) if body.stops else None
         async with share, self._slots:
             generated = await self._batch.run(
                 prompt, max_new_tokens, sampling, matcher.push if matcher else None, stop_tokens
             )
+        return await self._in_thread(lambda: self._choice(generated, body.stops, stop_tokens))
+
+    def _choice(self, generated: Generated, stops: Sequence[str], stop_tokens: Collection[int]) -> Choice:
         tokens = generated.tokens
-        text = await self._in_thread(lambda: self._text.decode(tokens, stop_tokens))
-        before = cut(text, body.stops)
+        text = self._text.decode(tokens, stop_tokens)
+        before = cut(text, stops)
         ended = before is not None or self._text.ended(tokens, stop_tokens)
-        return Choice(text if before is None else before, "stop" if ended else "length", len(tokens))
+        places = None if generated.logprobs is None else self._places(generated, text, before, stop_tokens)
+        return Choice(text if before is None else before, "stop" if ended else "length", len(tokens), places)
+
+    def _places(
+        self, generated: Generated, text: str, before: str | None, stop_tokens: Collection[int]
+    ) -> Sequence[Place]:
+        """Of the tokens that begin in the returned text: not the one that ended it, none of a stop string's own."""
+        tokens = generated.tokens
+        if self._text.ended(tokens, stop_tokens):
+            tokens = tokens[:-1]
+        parts = self._bytes.parts(tokens, text)
+        shown = self._bytes.shown
+        return [
+            Place(
+                Candidate(shown(token), known.logprob, part),
+                offset,
+                [Candidate(shown(other), logprob, self._bytes.of(other)) for other, logprob in known.top],
+            )
+            for token, known, part, offset in zip(tokens, generated.logprobs or (), parts, offsets(parts), strict=False)
+            if before is None or offset < len(before)
+        ]
+
+    def _sampling(self, body: Body, grammar: Grammar | None, seed: int) -> Sampling:
+        return Sampling(
+            temperature=body.temperature,
+            top_k=admission.top_k(body, self._limits.vocabulary),
+            top_p=body.top_p,
+            seed=seed,
+            min_p=body.min_p,
+            penalties=Penalties(body.repetition_penalty, body.presence_penalty or 0.0, body.frequency_penalty or 0.0),
+            logprobs=body.alternatives,
+            grammar=grammar,
+        )
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -187,18 +226,8 @@ class TransformersEngine:
         if self._started and not self._stopped:
             self._stopped = True
             await asyncio.to_thread(self._batch.stop)
+            self._grammars.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _sampling(body: Body, vocabulary: int, seed: int) -> Sampling:
-    return Sampling(
-        temperature=body.temperature,
-        top_k=admission.top_k(body, vocabulary),
-        top_p=body.top_p,
-        seed=seed,
-        min_p=body.min_p,
-        penalties=Penalties(body.repetition_penalty, body.presence_penalty or 0.0, body.frequency_penalty or 0.0),
-    )
 
 
 def _tokens(text: Text, prompt: str | list[int]) -> list[int]:

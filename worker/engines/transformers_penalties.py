@@ -35,6 +35,11 @@ class Penalties:
 NO_PENALTIES = Penalties()
 
 
+def unseen(initial: Sequence[int], generated: Sequence[int], seen: int) -> list[int]:
+    """The tokens of `initial + generated` from place `seen` on, at a cost of those alone."""
+    return [*initial[seen:], *generated[max(0, seen - len(initial)) :]]
+
+
 class History:
     """The different tokens of one sequence, and how often each was generated.
 
@@ -66,11 +71,11 @@ class History:
 
     def update(self, initial: Sequence[int], generated: Sequence[int]) -> None:
         """Count what is new of a sequence that is `initial + generated`, wherever a preemption has put the border."""
-        for part in (initial[self._next :], generated[max(0, self._next - len(initial)) :]):
-            for token in part:
-                slot = self._slot(token)  # may replace `_counts` by a longer one
-                self._counts[slot] += 1
-            self._next += len(part)
+        new = unseen(initial, generated, self._next)
+        for token in new:
+            slot = self._slot(token)  # may replace `_counts` by a longer one
+            self._counts[slot] += 1
+        self._next += len(new)
 
     def _slot(self, token: int) -> int:
         slot = self._slots.setdefault(token, len(self._slots))

@@ -5,10 +5,11 @@ done as logits + T * noise, so that T = 0 is greedy with no special case, and wi
 seed, the token's position and the token's id: the same request gives the same text alone or in company, on its first
 delivery or its third, also where the cache was full and the sequence was prefilled again.
 
-The order is vLLM's: penalties, temperature, min_p, top_k, top_p among what these left, the draw.
+The order is vLLM's: penalties, grammar, temperature, min_p, top_k, top_p among what these left, the draw.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch import Tensor
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 from transformers.generation.logits_process import LogitsProcessorList
 
+from rejoinder.worker.engines.transformers_grammar import Grammar, Progress, restrict
+from rejoinder.worker.engines.transformers_logprobs import Record, write
 from rejoinder.worker.engines.transformers_noise import gumbel, noise_key
 from rejoinder.worker.engines.transformers_penalties import NO_PENALTIES, History, Penalties, penalize
 
@@ -38,6 +41,10 @@ class Sampling:
     min_p: float = 0.0
     """Least probability, as a share of the likeliest token's. 0: off."""
     penalties: Penalties = NO_PENALTIES
+    logprobs: int | None = None
+    """Keep the log-probabilities of its tokens, and of so many likeliest ones at each place. None: of none."""
+    grammar: Grammar | None = None
+    """What its text must be."""
 
     @property
     def restricted(self) -> bool:
@@ -48,6 +55,21 @@ class Sampling:
     def floor(self) -> float:
         """The logarithm of `min_p`: taken here once, so that no device rounds it otherwise."""
         return math.log(self.min_p) if self.min_p > 0 else -math.inf
+
+
+def followed(sampling: Sampling, prompt: Sequence[int]) -> dict[str, Any]:
+    """What one sequence brings for `SamplingProcessors`: its sampling, and what follows its tokens if it needs that.
+
+    `prompt` is its true one.
+    """
+    brought: dict[str, Any] = {"sampling": sampling}
+    if sampling.penalties.active:
+        brought["history"] = History(prompt, sampling.penalties)
+    if sampling.logprobs is not None:
+        brought["record"] = Record(len(prompt), sampling.logprobs)
+    if sampling.grammar is not None:
+        brought["progress"] = sampling.grammar.begin(len(prompt))
+    return brought
 
 
 def draw_full(scores: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:
@@ -122,13 +144,13 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):
     """The whole of sampling as one list of processors, which a manager with `do_sample=False` takes for its own.
 
     Each request brings its `Sampling` as the keyword argument `sampling`. Six rows of the batch's int32 tensor carry
-    it to the device: temperature, top_k, top_p, min_p's logarithm and the two halves of the noise's key. One with
-    penalties brings its `History` as `history`.
+    it to the device: temperature, top_k, top_p, min_p's logarithm and the two halves of the noise's key. What else it
+    brings is in `followed`.
 
     Args:
         static: The step's work must depend on shapes only, as CUDA graphs and compilation need. Otherwise it does what
             the batch at hand asks for: nothing for greedy requests, no sort where nobody is restricted. A static step
-            cannot see what a sequence has said so far: it takes no penalties.
+            cannot see what a sequence has said so far: it takes only `sampling`, without penalties.
     """
 
     ROWS = 6
@@ -140,8 +162,10 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):
         self._penalized: list[tuple[int, Penalties, History]] = []
         self.unusable = torch.zeros(0, dtype=torch.bool)
         """Of the last step's rows [B], those from which no token can be drawn."""
+        self._guided: list[tuple[int, Progress]] = []
+        self._recorded: list[tuple[int, Record]] = []
         self.tensors_required = self.ROWS
-        self.supported_keys = {"sampling": Sampling, "history": History}
+        self.supported_keys = {"sampling": Sampling, "history": History, "progress": Progress, "record": Record}
         self.do_processing = True
 
     def fill_defaults(self, int32_tensor: Tensor) -> None:
@@ -150,15 +174,21 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):
 
     def prepare_tensor_args(self, requests_in_batch: list[Any], arg_storage: Tensor) -> Tensor:
         """Called with each step's requests, after their positions were moved to the token that is to be drawn."""
-        self._batch, self._penalized = [], []
+        self._batch, self._penalized, self._guided, self._recorded = [], [], [], []
         for request in requests_in_batch:
             if request.has_new_token:
-                state = request.state
-                sampling = state.logit_processor_kwargs.get("sampling", Sampling())
-                history = state.logit_processor_kwargs.get("history")
-                if history is not None:
+                state, row = request.state, len(self._batch)
+                brought = state.logit_processor_kwargs
+                sampling = brought.get("sampling", Sampling())
+                if history := brought.get("history"):
                     history.update(state.initial_tokens, state.generated_tokens)
-                    self._penalized.append((len(self._batch), sampling.penalties, history))
+                    self._penalized.append((row, sampling.penalties, history))
+                if progress := brought.get("progress"):
+                    progress.update(state.initial_tokens, state.generated_tokens)
+                    self._guided.append((row, progress))
+                if record := brought.get("record"):
+                    record.begin(len(state.initial_tokens) + len(state.generated_tokens))
+                    self._recorded.append((row, record))
                 self._batch.append((sampling, noise_key(sampling.seed, state.position_offset)))
         rows = _rows(self._batch)
         arg_storage[: self.ROWS, : rows.size(1)] = rows.to(arg_storage.device)
@@ -166,13 +196,21 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):
 
     def __call__(self, input_ids: Any, scores: Tensor, logits_processor_args: Tensor) -> Tensor:  # noqa: ARG002
         """Scores [B, V] whose largest is each request's next token."""
-        if self._penalized and not self.static:
+        if self.static:
+            return self._by_tensor(scores, logits_processor_args)
+        rows = torch.tensor([row for row, _ in self._recorded], dtype=torch.int64, device=scores.device)
+        raw = scores[rows] if self._recorded else None
+        if self._penalized:
             penalize(scores, self._penalized)
-        if not self.static:
-            self.unusable = ~scores.amax(-1).isfinite()  # a maximum tells of NaN, of +inf, and of nothing but -inf
-        if not self.static and scores.device.type == "cpu":
-            return self._by_row(scores)
-        return self._by_tensor(scores, logits_processor_args)
+        if self._guided:
+            restrict(scores, self._guided)
+        self.unusable = ~scores.amax(-1).isfinite()  # a maximum tells of NaN, of +inf, and of nothing but -inf
+        on_cpu = scores.device.type == "cpu"
+        drawn = self._by_row(scores) if on_cpu else self._by_tensor(scores, logits_processor_args)
+        if raw is not None:
+            # The argmax of the whole, as the runner takes it: of equal scores it must be the same one.
+            write([record for _, record in self._recorded], raw, drawn.argmax(-1)[rows])
+        return drawn
 
     def _by_tensor(self, scores: Tensor, logits_processor_args: Tensor) -> Tensor:
         """The whole batch at once, as a device likes it."""
