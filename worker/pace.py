@@ -1,4 +1,4 @@
-"""How fast requests complete and how long a receive takes: what sizes the prefetch."""
+"""How fast requests complete and how long a receive takes: what sizes the prefetch. And how long the engine waited."""
 
 # Weight of the newest observation: the last dozen or so decide, so a change of load shows within seconds.
 ALPHA = 0.15
@@ -28,3 +28,27 @@ class Pace:
         if not self._interval:
             return 1.0
         return 2.0 * self._round_trip / self._interval
+
+
+class Waits:
+    """Time that the engine spent without any request although one was there for it, at the broker or in the worker.
+
+    Args:
+        now: The event loop's time.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.seconds = 0.0
+        self._running = 0
+        self._empty_since = now
+
+    def started(self, now: float, since: float) -> None:
+        """A request went to the engine that could have been fetched `since` then."""
+        if not self._running:
+            self.seconds += max(0.0, now - max(since, self._empty_since))
+        self._running += 1
+
+    def ended(self, now: float) -> None:
+        """A request has come back from the engine."""
+        self._running -= 1
+        self._empty_since = now

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rejoinder.worker.engines.process import ChildProcess
-from rejoinder.worker.engines.protocol import EngineRequest
+from rejoinder.worker.engines.protocol import EngineRequest, EngineStats
 from rejoinder.worker.errors import EngineGone, Unavailable
 
 
@@ -48,6 +48,7 @@ class EngineProcess:
         self._supervisor: asyncio.Task[None] | None = None
         self._paths: frozenset[str] = frozenset()
         self._steps = 0
+        self._past = EngineStats()
         self._deaths = 0
         self._why = "it has not been started"
         self._gone = asyncio.Event()
@@ -66,6 +67,11 @@ class EngineProcess:
     def progress(self) -> int:
         """See `Engine.progress`. As of the last heartbeat."""
         return self._steps + (self._child.progress if self._child else 0)
+
+    @property
+    def stats(self) -> EngineStats:
+        """See `Engine.stats`. Of all processes so far, as of the last heartbeat."""
+        return self._past + self._child.stats if self._child else self._past
 
     @property
     def deaths(self) -> int:
@@ -103,6 +109,7 @@ class EngineProcess:
         child, self._child = self._child, None
         if child is not None:
             await child.stop(self._settings.stop_seconds)
+            self._past += child.stats
 
     async def _spawn(self) -> ChildProcess:
         child = ChildProcess(self._factory, self._config, self._settings.hang_seconds)
@@ -130,6 +137,7 @@ class EngineProcess:
         self._why = await child.dead()
         self._child = None
         self._steps += child.progress
+        self._past += child.stats
         self._deaths = 1 if child.completed else self._deaths + 1
         return await self._restart()
 

@@ -7,21 +7,23 @@ them). A thread that has ended stays so here: the engine process ends too, and i
 import asyncio
 import queue
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, cast
 from uuid import uuid4
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
-from transformers.generation.continuous_batching.requests import RequestState
-from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 
+from rejoinder.worker.engines.capacity import CacheCapacity
+from rejoinder.worker.engines.protocol import EngineStats
 from rejoinder.worker.engines.transformers_attention import choose
 from rejoinder.worker.engines.transformers_batch import CPU_RUNNING, GPU_RUNNING, Generated
 from rejoinder.worker.engines.transformers_loading import LoadedModel
 from rejoinder.worker.engines.transformers_penalties import History
 from rejoinder.worker.engines.transformers_sampling import Sampling, SamplingProcessors
+from rejoinder.worker.engines.transformers_scheduler import ResumingScheduler, size_of
 from rejoinder.worker.engines.transformers_settings import TransformersSettings
 from rejoinder.worker.errors import EngineGone, Failed, Unavailable
 
@@ -29,26 +31,6 @@ CPU_BATCH_TOKENS = 256
 CPU_CACHE_BYTES = 2**30
 CPU_PAGE_SIZE = 32
 STOP_SECONDS = 2.0
-
-
-class ResumingScheduler(FIFOScheduler):
-    """transformers' own, but a cancelled sequence makes room for waiting ones as a finished one does.
-
-    When the cache is full, transformers puts a sequence back and lets no other one in until a sequence ends by itself.
-    Stop strings, timeouts and lost leases end ours from outside: without this the batch would wait for ever.
-    """
-
-    NAME = "rejoinder"
-
-    def clear_cancelled_requests(self) -> list[RequestState]:
-        """As transformers' own. Called in the generation thread, before each step."""
-        cancelled = super().clear_cancelled_requests()
-        if cancelled:
-            self.block_new_requests = False
-        return cancelled
-
-
-SCHEDULER_MAPPING[ResumingScheduler.NAME] = ResumingScheduler
 
 
 class _Nobody(queue.Queue[Any]):
@@ -81,10 +63,16 @@ class ContinuousBatch:
         cache: Any = self._manager.batch_processor.cache  # type: ignore[union-attr]  # warmup made it
         self.longest = infer_max_single_request_tokens(cache)
         """Tokens of one sequence, at most, by the size of the cache."""
-        self.penalties = _sees_history(self._manager)
-        """Whether sequences may have penalties."""
         if self.longest < 2:
             raise EngineGone("the KV cache holds less than two tokens: set a larger cache_bytes")
+        self._size = partial(size_of, cache)
+        # A prompt as long as its answer may be; but no longer than one can be.
+        assumed = min(settings.default_max_tokens, loaded.context // 2, self.longest // 2)
+        self._capacity = CacheCapacity(self._size(assumed + assumed // 2), assumed)
+        scheduler = self._manager.batch_processor.scheduler  # type: ignore[union-attr]
+        self._scheduler = cast("ResumingScheduler", scheduler)
+        self.penalties = _sees_history(self._manager)
+        """Whether sequences may have penalties."""
 
     def start(self) -> None:
         """Start the generation thread. It is no daemon: `stop` it."""
@@ -103,6 +91,16 @@ class ContinuousBatch:
     def steps(self) -> int:
         """Steps done."""
         return int(getattr(self._manager, "current_batch", 0))
+
+    @property
+    def fits(self) -> int:
+        """Sequences at once that the cache has room for, of lengths like those seen lately."""
+        return min(self.running, self._capacity.fits(self._scheduler.use))
+
+    @property
+    def stats(self) -> EngineStats:
+        """What it has done."""
+        return self._scheduler.stats
 
     async def run(
         self,
@@ -145,7 +143,9 @@ class ContinuousBatch:
             )
             if added is None:
                 raise Unavailable("the engine is ending; the request will be tried again")
-            return Generated(await done)
+            tokens = await done
+            self._capacity.saw(self._size(len(prompt) + len(tokens) // 2), len(tokens))
+            return Generated(tokens)
         finally:
             self._forget(name)
 
@@ -173,6 +173,7 @@ def _manager(model: PreTrainedModel, settings: TransformersSettings, running: in
         scheduler_type=ResumingScheduler.NAME,
         auto_switch_to_flash=False,  # it may download compiled code from the hub and run it, unasked
         use_cuda_graph=settings.cuda_graphs,
+        allow_block_sharing=settings.prefix_sharing,
         max_queue_size=0,  # a full queue blocks its caller, the event loop; our slots bound it instead
     )
     # Not the checkpoint's own: its sampling would be for every request, its penalties are dropped anyway.

@@ -38,6 +38,9 @@ class TransformersSettings(BaseModel):
     page_size: int | None = Field(
         default=None, ge=4, description="Tokens in a page of the KV cache. Absent: 32 on a CPU, else transformers' own."
     )
+    prefix_sharing: bool = Field(
+        default=True, description="Compute what prompts begin with in common once, while the KV cache has room for it."
+    )
     cuda_graphs: bool = Field(default=False, description="Replay steps as CUDA graphs: needs flash attention.")
     default_max_tokens: int = Field(
         default=256, ge=1, description="New tokens of a chat completion whose body does not say."
