@@ -160,7 +160,9 @@ class Consumer:
             return 0  # no engine: what would be received could only wait
         prefetch = self._prefetch
         if prefetch is None:
-            prefetch = max(1, min(capacity, math.ceil(self._pace.completed_in_one_receive())))
+            burst = min(capacity, math.ceil(self._pace.completed_in_one_receive()))
+            steady = math.ceil(self._pace.steadily_in_one_receive(asyncio.get_running_loop().time()))
+            prefetch = max(1, burst, steady)
         return capacity + prefetch - (len(self._held) - self._settling)
 
     async def _wait_for_room(self) -> None:

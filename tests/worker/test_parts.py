@@ -252,6 +252,18 @@ def test_the_prefetch_is_what_completes_in_one_receive() -> None:
     assert pace.completed_in_one_receive() == pytest.approx(20, rel=0.05)
 
 
+def test_a_batch_that_completes_at_once_does_not_look_like_a_rate() -> None:
+    pace = Pace()
+    assert pace.steadily_in_one_receive(0.0) == 0.0
+    for step in range(100):
+        pace.received(0.100)
+        for _ in range(32):
+            pace.completed(float(step))
+    assert pace.completed_in_one_receive() > 100
+    assert pace.steadily_in_one_receive(99.5) == pytest.approx(6.4, rel=0.15)
+    assert pace.steadily_in_one_receive(199.0) < 0.01, "that was long ago"
+
+
 def test_the_engine_waits_while_it_has_nothing_and_something_is_there() -> None:
     waits = Waits(100.0)
     waits.started(103.0, since=102.5)
