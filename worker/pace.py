@@ -5,7 +5,7 @@ import math
 # Weight of the newest observation: the last dozen or so decide, so a change of load shows within seconds.
 ALPHA = 0.15
 # The steady rate of completions is that of about so long: a whole batch that completes in one step shows little in it.
-STEADY_SECONDS = 5.0
+STEADY_SECONDS = 2.0
 
 
 class Pace:

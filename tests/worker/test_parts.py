@@ -260,7 +260,7 @@ def test_a_batch_that_completes_at_once_does_not_look_like_a_rate() -> None:
         for _ in range(32):
             pace.completed(float(step))
     assert pace.completed_in_one_receive() > 100
-    assert pace.steadily_in_one_receive(99.5) == pytest.approx(6.4, rel=0.15)
+    assert pace.steadily_in_one_receive(99.5) == pytest.approx(6.4, rel=0.3)
     assert pace.steadily_in_one_receive(199.0) < 0.01, "that was long ago"
 
 
