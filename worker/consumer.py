@@ -6,6 +6,7 @@ the first step to the last. Bad requests skip slot and run.
 
 import asyncio
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from rejoinder.worker.handler import Answer, Handler, exhausted, refusal
 from rejoinder.worker.held import Counts, Held, Stage
 from rejoinder.worker.lease import LeaseKeeper
 from rejoinder.worker.logs import places
-from rejoinder.worker.pace import Pace
+from rejoinder.worker.pace import Pace, Waits
 from rejoinder.worker.reply import Replier
 from rejoinder.worker.retry import RetryPolicy, call_until
 from rejoinder.worker.settlement import Settlement
@@ -75,9 +76,15 @@ class Consumer:
         self._room_made = asyncio.Event()
         self._stopping = asyncio.Event()
         self._pace = Pace()
+        self._waits = Waits(asyncio.get_running_loop().time())
         self._fatal: BaseException | None = None
         self.counts = Counts()
         self._settlement = Settlement(subscription, replier, self._keeper, policy, self.counts)
+
+    @property
+    def engine_waited_seconds(self) -> float:
+        """Time in which the engine had no request although one was waiting, here or at the broker."""
+        return self._waits.seconds
 
     # ------------------------------------------------------------------ receiving
 
@@ -153,7 +160,9 @@ class Consumer:
             return 0  # no engine: what would be received could only wait
         prefetch = self._prefetch
         if prefetch is None:
-            prefetch = max(1, min(capacity, math.ceil(self._pace.completed_in_one_receive())))
+            burst = min(capacity, math.ceil(self._pace.completed_in_one_receive()))
+            steady = math.ceil(self._pace.steadily_in_one_receive(asyncio.get_running_loop().time()))
+            prefetch = max(1, burst, steady)
         return capacity + prefetch - (len(self._held) - self._settling)
 
     async def _wait_for_room(self) -> None:
@@ -213,12 +222,15 @@ class Consumer:
             except TimeoutError:
                 error = TimedOut(f"held for {self._max_hold:g} s without being started")
                 return refusal(error, job.metadata, job.engine_request.response_id)
+        clock = asyncio.get_running_loop().time
+        self._waits.started(clock(), _since(held, clock()))
         try:
             held.stage = Stage.RUNNING
             answer = await self._handler.run(job, latest)
         finally:
             self._slots.release()
-        self._pace.completed(asyncio.get_running_loop().time())
+            self._waits.ended(clock())
+        self._pace.completed(clock())
         return answer
 
     def _lost(self, held: Held) -> None:
@@ -292,3 +304,11 @@ class Consumer:
             self._keeper.release(held.lease)
         self.counts.handed_back += len(helds)
         await self._settlement.let_go([held.message for held in helds], 0, limit=limit)
+
+
+def _since(held: Held, now: float) -> float:
+    """Since when, on the loop's clock, a message could have been received. One that came back: since it was."""
+    message = held.message
+    if message.sent_at is None or (message.attempt or 1) > 1:
+        return held.received
+    return min(held.received, now - (time.time() - message.sent_at))

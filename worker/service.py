@@ -12,7 +12,7 @@ import structlog
 from rejoinder.adapters import AdapterError, Subscription, Topic, open_subscription, open_topic
 from rejoinder.worker.consumer import Consumer
 from rejoinder.worker.engines.factory import create_engine
-from rejoinder.worker.engines.protocol import Engine
+from rejoinder.worker.engines.protocol import Engine, EngineStats
 from rejoinder.worker.errors import EngineGone
 from rejoinder.worker.handler import Handler
 from rejoinder.worker.reply import Replier
@@ -85,7 +85,7 @@ async def serve(settings: Settings, signals: StopSignals | None = None, engine: 
                     await _work(settings, engine, subscription, topic, own)
             finally:
                 await engine.stop()
-    log.info("worker_stopped")
+    log.info("worker_stopped", **_figures(engine.stats))
 
 
 async def _started(engine: Engine, signals: StopSignals) -> bool:
@@ -130,7 +130,7 @@ async def _work(
     )
     receiving = asyncio.create_task(consumer.run())
     others = [asyncio.create_task(signals.stop.wait()), asyncio.create_task(engine.wait_gone())]
-    reporting = asyncio.create_task(_report(consumer))
+    reporting = asyncio.create_task(_report(consumer, engine))
     try:
         await asyncio.wait({receiving, *others}, return_when=asyncio.FIRST_COMPLETED)
         gone = others[1].done()
@@ -140,7 +140,7 @@ async def _work(
         consumer.stop_receiving()
         await asyncio.wait({receiving})
         await consumer.drain(settings.grace_seconds, signals.hurry)
-        log.info("drained", **vars_of(consumer))
+        log.info("drained", **vars_of(consumer), engine_waited_seconds=round(consumer.engine_waited_seconds, 2))
     receiving.result()
     if gone:
         raise EngineGone("the engine died too often to be started again; the log says of what")
@@ -151,16 +151,36 @@ def vars_of(consumer: Consumer) -> dict[str, int]:
     return {name: getattr(consumer.counts, name) for name in consumer.counts.__dataclass_fields__}
 
 
-async def _report(consumer: Consumer) -> None:
+async def _report(consumer: Consumer, engine: Engine) -> None:
     """Say now and then how it goes, when anything does."""
-    before = vars_of(consumer)
+    before, stats, waited = vars_of(consumer), engine.stats, consumer.engine_waited_seconds
     while True:
         await asyncio.sleep(REPORT_SECONDS)
         now = vars_of(consumer)
         if now != before:
             rate = (now["answered"] - before["answered"]) / REPORT_SECONDS
-            log.info("progress", **now, answered_per_second=round(rate, 1))
-        before = now
+            # The engine's figures are of this interval, but for what a heartbeat is late.
+            latest, latest_waited = engine.stats, consumer.engine_waited_seconds
+            log.info(
+                "progress",
+                **now,
+                answered_per_second=round(rate, 1),
+                **_figures(latest - stats),
+                engine_waited_seconds=round(latest_waited - waited, 2),
+            )
+        before, stats, waited = now, engine.stats, consumer.engine_waited_seconds
+
+
+def _figures(stats: EngineStats) -> dict[str, float]:
+    """What an engine with steps did with them: how full they were, and how long there was none."""
+    if not stats.steps:
+        return {}
+    occupancy = {"occupancy": round(stats.occupancy, 3)} if stats.places else {}
+    return {
+        **occupancy,
+        "tokens_per_step": round(stats.tokens / stats.steps, 1),
+        "idle_seconds": round(stats.idle_seconds, 2),
+    }
 
 
 def run(settings: Settings) -> None:

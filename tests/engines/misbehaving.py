@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+from rejoinder.worker.engines.protocol import EngineStats
 from rejoinder.worker.errors import BadRequest, EngineGone, Failed, Missing, RequestTooLarge, Unavailable
 
 ERRORS = {
@@ -33,6 +34,10 @@ class Misbehaving:
         self.progress = 0
         self.cancelled = []
         self.gone = asyncio.Event()
+
+    @property
+    def stats(self):
+        return EngineStats(steps=self.progress)
 
     async def start(self):
         print("what is printed goes to the log, not to stdout")  # noqa: T201  # that is the test

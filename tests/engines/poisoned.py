@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rejoinder.worker.engines.protocol import EngineStats
 from rejoinder.worker.errors import Unavailable
 
 STEP_SECONDS = 0.01
@@ -18,6 +19,7 @@ class Poisoned:
     def __init__(self, config):
         self.capacity = config["capacity"]
         self.progress = 0
+        self.stats = EngineStats()
         self.broken = asyncio.Event()
         self._journal = Path(config["journal"])
 

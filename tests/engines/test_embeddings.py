@@ -121,7 +121,7 @@ async def test_what_else_is_in_the_batch_does_not_matter(bert):
     texts = [" ".join(WORDS[4 + (at * n) % 12] for n in range(1, 2 + (at * 7) % 40)) for at in range(60)]
     async with pooling_engine(bert, max_batch_tokens=1) as engine:
         one_by_one = vectors(await engine.generate(embeddings({"input": texts})))
-        assert engine._batcher.forwards == len(texts)
+        assert engine._batcher.stats.steps == len(texts)
     for budget in (64, 512, 100_000):
         async with pooling_engine(bert, max_batch_tokens=budget) as engine:
             answers, shapes = await gathered(
@@ -326,13 +326,13 @@ async def test_a_device_that_is_lost_ends_the_engine(bert):
     async with pooling_engine(bert) as engine:
         gone = asyncio.create_task(engine.wait_gone())
         model_of(engine).register_forward_pre_hook(hook, with_kwargs=True)
-        before = engine._batcher.forwards
+        before = engine._batcher.stats.steps
         with pytest.raises(Unavailable, match="the device failed"):
             await engine.generate(embeddings({"input": ["fox", "dog", "the"]}))
         async with asyncio.timeout(5):
             await gone
         assert engine.capacity == 0
-        assert engine._batcher.forwards == before + 1  # nothing more is tried on it
+        assert engine._batcher.stats.steps == before + 1  # nothing more is tried on it
 
 
 async def test_it_runs_in_an_engine_process(bert):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from worker_harness import GateEngine, bench, flaky, until, until_backlog, until_empty
 
-from rejoinder.adapters import Denied, Outgoing, Transient, open_subscription
+from rejoinder.adapters import Denied, Message, Outgoing, Transient, open_subscription
 from rejoinder.worker.engines.echo import EchoEngine
 from rejoinder.worker.engines.protocol import EngineRequest
 from rejoinder.worker.errors import BadRequest, EngineGone, Failed, Unavailable
@@ -66,6 +66,28 @@ async def test_no_more_is_held_than_slots_and_prefetch() -> None:
         for body in list(it.engine.started):
             it.engine.release(body)
         await it.responses_until(20)
+
+
+async def test_requests_shorter_than_a_receive_are_held_for_as_long_as_it_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = GateEngine(capacity=1)
+    engine.open = True
+    async with bench(engine, start=False) as it, flaky(it, monkeypatch) as (subscription, _):
+        asked: list[int] = []
+
+        async def receive(limit: int, wait: float) -> list[Message]:
+            asked.append(limit)
+            messages: list[Message] = await subscription.inner.receive(limit, wait)
+            await asyncio.sleep(0.05)  # a broker far away
+            return messages
+
+        monkeypatch.setattr(subscription, "receive", receive, raising=False)
+        for n in range(300):
+            await it.send(n)
+        it.start()
+        await it.responses_until(300)
+        assert max(asked) > 4
 
 
 async def test_a_bad_request_needs_no_slot() -> None:

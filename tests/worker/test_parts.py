@@ -12,7 +12,7 @@ from rejoinder.worker.batcher import Batcher
 from rejoinder.worker.engines.echo import EchoEngine
 from rejoinder.worker.handler import response_id
 from rejoinder.worker.lease import LeaseKeeper
-from rejoinder.worker.pace import Pace
+from rejoinder.worker.pace import Pace, Waits
 from rejoinder.worker.retry import RetryPolicy, call_until, each_until, entry_until
 from rejoinder.worker.slots import Slots
 
@@ -250,6 +250,30 @@ def test_the_prefetch_is_what_completes_in_one_receive() -> None:
         pace.completed(now)
         pace.received(0.100)
     assert pace.completed_in_one_receive() == pytest.approx(20, rel=0.05)
+
+
+def test_a_batch_that_completes_at_once_does_not_look_like_a_rate() -> None:
+    pace = Pace()
+    assert pace.steadily_in_one_receive(0.0) == 0.0
+    for step in range(100):
+        pace.received(0.100)
+        for _ in range(32):
+            pace.completed(float(step))
+    assert pace.completed_in_one_receive() > 100
+    assert pace.steadily_in_one_receive(99.5) == pytest.approx(6.4, rel=0.3)
+    assert pace.steadily_in_one_receive(199.0) < 0.01, "that was long ago"
+
+
+def test_the_engine_waits_while_it_has_nothing_and_something_is_there() -> None:
+    waits = Waits(100.0)
+    waits.started(103.0, since=102.5)
+    assert waits.seconds == 0.5, "before that nothing was there"
+    waits.started(104.0, since=101.0)
+    waits.ended(105.0)
+    assert waits.seconds == 0.5, "it had one to run"
+    waits.ended(106.0)
+    waits.started(110.0, since=104.0)
+    assert waits.seconds == 4.5, "it had none since 106"
 
 
 def test_a_response_id_is_stable_and_its_own() -> None:

@@ -21,7 +21,7 @@ from rejoinder.adapters import (
     open_topic,
 )
 from rejoinder.adapters.memory import fresh_url
-from rejoinder.worker.engines.protocol import Engine, EngineRequest
+from rejoinder.worker.engines.protocol import Engine, EngineRequest, EngineStats
 from rejoinder.worker.service import StopSignals, serve
 from rejoinder.worker.settings import Settings
 
@@ -43,6 +43,7 @@ class GateEngine:
         self.paths = frozenset({"/run", "/v1/completions"})
         self.capacity = capacity
         self.progress = 0
+        self.stats = EngineStats()
         self.running: dict[Any, asyncio.Event] = {}
         self.started: list[Any] = []
         self.cancelled: list[Any] = []

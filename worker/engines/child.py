@@ -13,6 +13,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 from rejoinder.worker.engines.frames import Channel, Frame, FrameError, encode
@@ -76,6 +77,7 @@ class _Child:
         stop, gone = asyncio.create_task(self._stop.wait()), asyncio.create_task(engine.wait_gone())
         await asyncio.wait({stop, gone}, return_when=asyncio.FIRST_COMPLETED)
         beat.cancel()
+        self._say(engine)  # the last word on what was done
         if gone.done():
             if self._tasks:  # each is told its own error first
                 await asyncio.wait(self._tasks.values(), timeout=STOP_SECONDS)
@@ -94,9 +96,12 @@ class _Child:
 
     async def _beat(self, engine: Engine, seconds: float) -> None:
         while True:
-            fields = {"capacity": engine.capacity, "progress": engine.progress, "running": len(self._tasks)}
-            self.channel.send(encode({"kind": "beat", **fields}))
+            self._say(engine)
             await asyncio.sleep(seconds)
+
+    def _say(self, engine: Engine) -> None:
+        fields = {"capacity": engine.capacity, "progress": engine.progress, "running": len(self._tasks)}
+        self.channel.send(encode({"kind": "beat", **fields, "stats": asdict(engine.stats)}))
 
     def _on_frame(self, frame: Frame) -> None:
         kind = frame["kind"]

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from rejoinder.worker.engines.protocol import EngineRequest
+from rejoinder.worker.engines.protocol import EngineRequest, EngineStats
 
 # Nothing runs, so this bounds only how many messages the worker holds at once: enough that broker round trips of some
 # milliseconds overlap at thousands of messages per second, few enough that two workers share a short backlog.
@@ -17,6 +17,7 @@ class EchoEngine:
         self.paths = frozenset({"/echo", default_path})
         self.capacity = CAPACITY
         self.progress = 0
+        self.stats = EngineStats()
 
     async def start(self) -> None:
         """Nothing to load."""

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from rejoinder.worker.engines.process import ChildProcess
-from rejoinder.worker.engines.protocol import EngineRequest
+from rejoinder.worker.engines.protocol import EngineRequest, EngineStats
 from rejoinder.worker.engines.quarantine import Gate, Suspects
 from rejoinder.worker.errors import EngineGone, RequestError, Unavailable
 
@@ -71,6 +71,7 @@ class EngineProcess:
         self.size = 0
         """The capacity that it started with, and thus has when nothing runs."""
         self._steps = 0
+        self._past = EngineStats()
         self._deaths = 0
         self._guilty: set[str] = set()
         self._why = "it has not been started"
@@ -91,6 +92,11 @@ class EngineProcess:
     def progress(self) -> int:
         """See `Engine.progress`. As of the last heartbeat."""
         return self._steps + (self._child.progress if self._child else 0)
+
+    @property
+    def stats(self) -> EngineStats:
+        """See `Engine.stats`. Of all processes so far, as of the last heartbeat."""
+        return self._past + self._child.stats if self._child else self._past
 
     @property
     def deaths(self) -> int:
@@ -163,6 +169,7 @@ class EngineProcess:
         self._gate.refuse(self._unavailable)
         if child is not None:
             await child.stop(self._settings.stop_seconds)
+            self._past += child.stats
 
     async def _spawn(self) -> ChildProcess:
         child = ChildProcess(self._factory, self._config, self._settings.hang_seconds)
@@ -194,6 +201,7 @@ class EngineProcess:
         self._why = await child.dead()
         self._child = None
         self._steps += child.progress
+        self._past += child.stats
         if child.completed:
             self._deaths = 0
             self._guilty.clear()

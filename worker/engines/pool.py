@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rejoinder.worker.engines.host import EngineProcess
-from rejoinder.worker.engines.protocol import EngineRequest
+from rejoinder.worker.engines.protocol import EngineRequest, EngineStats
 from rejoinder.worker.engines.quarantine import Suspects
 from rejoinder.worker.errors import EngineGone
 
@@ -42,6 +42,11 @@ class EnginePool:
     def progress(self) -> int:
         """See `Engine.progress`: the sum."""
         return sum(process.progress for process in self._processes)
+
+    @property
+    def stats(self) -> EngineStats:
+        """See `Engine.stats`: the sum."""
+        return sum((process.stats for process in self._processes), EngineStats())
 
     async def start(self) -> None:
         """Start all processes at once; see `Engine.start`.

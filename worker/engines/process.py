@@ -13,7 +13,7 @@ from typing import Any
 
 from rejoinder.worker import errors
 from rejoinder.worker.engines.frames import Channel, Frame, FrameError, encode
-from rejoinder.worker.engines.protocol import EngineRequest
+from rejoinder.worker.engines.protocol import EngineRequest, EngineStats
 from rejoinder.worker.errors import BadRequest, EngineGone, Failed, RequestError, Unavailable
 
 EXIT_SECONDS = 1.0
@@ -55,6 +55,7 @@ class ChildProcess:
         self.paths: frozenset[str] = frozenset()
         self.capacity = 0
         self.progress = 0
+        self.stats = EngineStats()
         self.completed = 0
         """Requests that got a result. An error proves nothing: a generation thread that dies sends one to each."""
         self.victims: Sequence[EngineRequest] = ()
@@ -169,6 +170,7 @@ class ChildProcess:
             elif frame["progress"] != self.progress or not frame["running"]:
                 self.progress, self._stuck = frame["progress"], 0.0
             self._running = frame.get("running", 0)
+            self.stats = EngineStats(**frame.get("stats", {}))
         elif kind == "gone":
             self._reason = frame["message"]
 

@@ -24,6 +24,45 @@ class EngineRequest:
     run meanwhile."""
 
 
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine has done since it was started. Everything only grows: a difference is what an interval brought."""
+
+    steps: int = 0
+    """Of the model."""
+    sequences: int = 0
+    """In a step, summed over the steps."""
+    places: int = 0
+    """Sequences that there is room for in a step, summed likewise."""
+    tokens: int = 0
+    """That the model took in: those of prompts, unless shared with earlier ones, and those generated but the last."""
+    idle_seconds: float = 0.0
+    """Without any sequence, while the engine was there."""
+
+    def __add__(self, other: "EngineStats") -> "EngineStats":
+        return EngineStats(
+            self.steps + other.steps,
+            self.sequences + other.sequences,
+            self.places + other.places,
+            self.tokens + other.tokens,
+            self.idle_seconds + other.idle_seconds,
+        )
+
+    def __sub__(self, other: "EngineStats") -> "EngineStats":
+        return EngineStats(
+            self.steps - other.steps,
+            self.sequences - other.sequences,
+            self.places - other.places,
+            self.tokens - other.tokens,
+            self.idle_seconds - other.idle_seconds,
+        )
+
+    @property
+    def occupancy(self) -> float:
+        """The share of the places that was taken, on average over the steps; 0 where there was none."""
+        return self.sequences / self.places if self.places else 0.0
+
+
 class Engine(Protocol):
     """Runs requests. All methods are called on the worker's one event loop and never block it.
 
@@ -44,6 +83,10 @@ class Engine(Protocol):
     @property
     def progress(self) -> int:
         """Grows with every step of work. Unchanged for long while requests run: the engine hangs."""
+
+    @property
+    def stats(self) -> EngineStats:
+        """What it has done. Zeros for an engine that has no steps."""
 
     async def start(self) -> None:
         """Load what is needed; return when requests can be served.

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from rejoinder.worker.engines.protocol import EngineStats
 from rejoinder.worker.engines.transformers_grammar import Progress
 from rejoinder.worker.engines.transformers_logprobs import Record, TokenLogprob
 from rejoinder.worker.engines.transformers_sampling import Sampling
@@ -43,6 +44,10 @@ class Batch(Protocol):
         """Sequences at once, at most."""
 
     @property
+    def fits(self) -> int:
+        """Sequences at once that there is memory for, judged by those seen lately: 1 to `running`."""
+
+    @property
     def longest(self) -> int:
         """Tokens of one sequence, prompt and new ones together, at most."""
 
@@ -57,6 +62,10 @@ class Batch(Protocol):
     @property
     def steps(self) -> int:
         """Steps of the model done."""
+
+    @property
+    def stats(self) -> EngineStats:
+        """What it has done."""
 
     def start(self) -> None:
         """Start the thread that generates. It is no daemon: `stop` it."""

@@ -8,7 +8,8 @@ one.
 import asyncio
 import queue
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, cast
 from uuid import uuid4
 
 import torch
@@ -16,13 +17,15 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedM
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
 
+from rejoinder.worker.engines.capacity import CacheCapacity
+from rejoinder.worker.engines.protocol import EngineStats
 from rejoinder.worker.engines.stall import StallWatch
 from rejoinder.worker.engines.transformers_attention import choose, in_force
 from rejoinder.worker.engines.transformers_batch import CPU_RUNNING, GPU_RUNNING, Generated, generated
+from rejoinder.worker.engines.transformers_counting import CountingScheduler, size_of
 from rejoinder.worker.engines.transformers_loading import LoadedModel
 from rejoinder.worker.engines.transformers_recovery import Recovery
 from rejoinder.worker.engines.transformers_sampling import Sampling, SamplingProcessors, followed
-from rejoinder.worker.engines.transformers_scheduling import ResumingScheduler
 from rejoinder.worker.engines.transformers_settings import TransformersSettings
 from rejoinder.worker.errors import EngineGone, Failed, RetryableError, Unavailable
 
@@ -66,10 +69,16 @@ class ContinuousBatch:
         cache: Any = self._manager.batch_processor.cache  # type: ignore[union-attr]  # warmup made it
         self.longest = infer_max_single_request_tokens(cache)
         """Tokens of one sequence, at most, by the size of the cache."""
-        self.dynamic = _sees_history(self._manager)
-        """Whether each step sees its sequences as they are."""
         if self.longest < 2:
             raise EngineGone("the KV cache holds less than two tokens: set a larger cache_bytes")
+        self._size = partial(size_of, cache)
+        # A prompt as long as its answer may be; but no longer than one can be.
+        assumed = min(settings.default_max_tokens, loaded.context // 2, self.longest // 2)
+        self._capacity = CacheCapacity(self._size(assumed + assumed // 2), assumed)
+        scheduler = self._manager.batch_processor.scheduler  # type: ignore[union-attr]
+        self._scheduler = cast("CountingScheduler", scheduler)
+        self.dynamic = _sees_history(self._manager)
+        """Whether each step sees its sequences as they are."""
         Recovery(self._manager)
         self._stalls = StallWatch(settings.stall_seconds, self._position, lambda: self.steps)
 
@@ -90,6 +99,16 @@ class ContinuousBatch:
     def steps(self) -> int:
         """Steps done."""
         return int(getattr(self._manager, "current_batch", 0))
+
+    @property
+    def fits(self) -> int:
+        """Sequences at once that the cache has room for, of lengths like those seen lately."""
+        return min(self.running, self._capacity.fits(self._scheduler.use))
+
+    @property
+    def stats(self) -> EngineStats:
+        """What it has done."""
+        return self._scheduler.stats
 
     async def run(
         self,
@@ -134,7 +153,9 @@ class ContinuousBatch:
             )
             if added is None:
                 raise Unavailable("the engine is ending; the request will be tried again")
-            return generated(await done, brought)
+            tokens = await done
+            self._capacity.saw(self._size(len(prompt) + len(tokens) // 2), len(tokens))
+            return generated(tokens, brought)
         finally:
             self._forget(name)
 
@@ -168,12 +189,13 @@ def _manager(model: PreTrainedModel, settings: TransformersSettings, running: in
         num_blocks=None if cache_bytes is None else max(1, cache_bytes // (page_size * _bytes_per_token(model))),
         max_batch_tokens=settings.max_batch_tokens or (CPU_BATCH_TOKENS if cpu else None),
         max_requests_per_batch=running,
-        scheduler_type=ResumingScheduler.NAME,
+        scheduler_type=CountingScheduler.NAME,
         auto_switch_to_flash=False,  # it may download compiled code from the hub and run it, unasked
         max_memory_percent=settings.cache_memory_share or (None if cpu else GPU_MEMORY_SHARE),
         use_cuda_graph=settings.cuda_graphs,
         use_async_batching=settings.async_batching,
         default_compile_level=COMPILE_LEVELS[settings.compile],
+        allow_block_sharing=settings.prefix_sharing,
         max_queue_size=0,  # a full queue blocks its caller, the event loop; our slots bound it instead
     )
     # Not the checkpoint's own: its sampling would be for every request, its penalties are dropped anyway.

@@ -13,7 +13,8 @@ from rejoinder.schemas.openai import ChatCompletionRequest, CompletionRequest
 from rejoinder.worker.engines import admission, answers
 from rejoinder.worker.engines.admission import Limits
 from rejoinder.worker.engines.answers import Candidate, Choice, Place
-from rejoinder.worker.engines.protocol import Engine, EngineRequest
+from rejoinder.worker.engines.capacity import Average
+from rejoinder.worker.engines.protocol import Engine, EngineRequest, EngineStats
 from rejoinder.worker.engines.token_bytes import TokenBytes, offsets
 from rejoinder.worker.engines.transformers_attention import in_force
 from rejoinder.worker.engines.transformers_batch import Batch, Generated
@@ -64,7 +65,7 @@ class TransformersEngine:
         self._served = settings.served_names or [path.resolve().name if path.is_dir() else settings.model]
         self._pool = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
         self._started = self._stopped = False
-        self._admitted = 0
+        self._width = Average(1.0)
         self._finished = 0
 
     @property
@@ -75,19 +76,29 @@ class TransformersEngine:
 
     @property
     def capacity(self) -> int:
-        """Sequences in the batch, and those that wait at its door: a place that is free at the next step is filled."""
-        return self._admitted if self._started and not self._stopped and self._batch.alive else 0
+        """Requests whose sequences fit in the batch now or wait at its door: a free place is filled at the next step.
+
+        Of the length and the number of sequences that requests usually have.
+        """
+        if not self._started or self._stopped or not self._batch.alive:
+            return 0
+        return max(1, math.ceil(_admitted(self._batch.fits) / self._width.value))
 
     @property
     def progress(self) -> int:
         """Steps of the model and requests done."""
         return self._finished + (self._batch.steps if self._started else 0)
 
+    @property
+    def stats(self) -> EngineStats:
+        """What the batch has done."""
+        return self._batch.stats if self._started else EngineStats()
+
     async def start(self) -> None:
         """Load the model; see `Engine.start`."""
         await asyncio.to_thread(self._load)
-        self._admitted = self._batch.running + math.ceil(self._batch.running * AHEAD)
-        self._slots = asyncio.Semaphore(self._admitted)
+        # As many as ever fit, not as fit now: the batch itself lets a sequence wait until there is room in its cache.
+        self._slots = asyncio.Semaphore(_admitted(self._batch.running))
         self._batch.start()
         try:
             if self._settings.warmup:
@@ -139,7 +150,9 @@ class TransformersEngine:
         lengths = [admission.new_tokens(body, len(prompt), self._limits) for prompt in prompts]
         grammar = None if body.json_schema is None else await self._grammars.compiled(body.json_schema)
         origin = request.response_id if body.seed is None else body.seed
-        share = asyncio.Semaphore(max(1, self._batch.running // SHARE))
+        at_once = max(1, self._batch.running // SHARE)
+        share = asyncio.Semaphore(at_once)
+        self._width.add(min(at_once, len(prompts) * body.n))
         sequences = [
             self._sequence(share, body, prompts[i // body.n], lengths[i // body.n], self._sampling(body, grammar, seed))
             for i, seed in enumerate(sequence_seed(origin, i) for i in range(len(prompts) * body.n))
@@ -228,6 +241,10 @@ class TransformersEngine:
             await asyncio.to_thread(self._batch.stop)
             self._grammars.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _admitted(places: int) -> int:
+    return places + math.ceil(places * AHEAD)
 
 
 def _tokens(text: Text, prompt: str | list[int]) -> list[int]:

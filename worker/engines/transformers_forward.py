@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from rejoinder.worker.engines.length_pool import Pool, Tokens, Waiting
+from rejoinder.worker.engines.protocol import EngineStats
 from rejoinder.worker.errors import Failed, RetryableError, Unavailable
 
 T = TypeVar("T")
@@ -33,8 +34,8 @@ class ForwardBatcher:
         self._forward: Forward | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopped = self._lost = False
-        self.forwards = 0
-        """Done, halves counted each."""
+        self.stats = EngineStats()
+        """Forwards done, halves counted each."""
         self.broken = asyncio.Event()
         """Set when the device can run nothing more."""
 
@@ -109,7 +110,7 @@ class ForwardBatcher:
                 return Unavailable(f"out of memory for one input of {len(batch[0].ids)} tokens")
             return Failed(f"the engine failed on this input: {type(exc).__name__}")
         finally:
-            self.forwards += 1
+            self.stats += EngineStats(1, len(batch), tokens=sum(len(tokens.ids) for tokens in batch))
 
     async def stop(self) -> None:
         """Run nothing more; every sequence without a result raises `Unavailable`. Returns after the current forward."""

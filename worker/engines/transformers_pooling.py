@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rejoinder.worker.engines.admission import MAX_CHARACTERS_PER_TOKEN
 from rejoinder.worker.engines.length_pool import Tokens
-from rejoinder.worker.engines.protocol import EngineRequest
+from rejoinder.worker.engines.protocol import EngineRequest, EngineStats
 from rejoinder.worker.engines.transformers_forward import Forward, ForwardBatcher
 from rejoinder.worker.engines.transformers_loading import context_of, load_as
 from rejoinder.worker.engines.transformers_settings import TransformersSettings
@@ -119,7 +119,12 @@ class PoolingEngine(ABC):
     @property
     def progress(self) -> int:
         """Forwards and requests done."""
-        return self._finished + (self._batcher.forwards if self._batcher else 0)
+        return self._finished + self.stats.steps
+
+    @property
+    def stats(self) -> EngineStats:
+        """Forwards and their inputs. They have no places: the lengths of the inputs decide how many go together."""
+        return self._batcher.stats if self._batcher else EngineStats()
 
     @property
     def _running(self) -> bool:

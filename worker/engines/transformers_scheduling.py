@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
-from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
+from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 
 from rejoinder.worker.engines.halving import Halving
 
@@ -34,8 +34,6 @@ class ResumingScheduler(FIFOScheduler):
     *A failed step* is done again in halves: `halving` says who may be in the next one. While steps are limited all take
     turns.
     """
-
-    NAME = "rejoinder"
 
     def reset(self) -> None:
         """As transformers' own; called by its constructor too."""
@@ -120,6 +118,3 @@ class ResumingScheduler(FIFOScheduler):
                 name = scheduled.state.request_id
                 self.active_requests[name] = self.active_requests.pop(name)
         return found
-
-
-SCHEDULER_MAPPING[ResumingScheduler.NAME] = ResumingScheduler

@@ -107,6 +107,9 @@ class TransformersSettings(BaseModel):
     page_size: int | None = Field(
         default=None, ge=4, description="Tokens in a page of the KV cache. Absent: 32 on a CPU, else transformers' own."
     )
+    prefix_sharing: bool = Field(
+        default=True, description="Compute what prompts begin with in common once, while the KV cache has room for it."
+    )
     cuda_graphs: bool = Field(default=False, description="Replay steps as CUDA graphs.")
     async_batching: bool = Field(
         default=False, description="Prepare a step on the CPU while the GPU does the one before it."

@@ -31,7 +31,7 @@ from rejoinder.schemas.openai import ChatCompletionRequest, CompletionRequest
 from rejoinder.worker.engines import admission, answers, guard
 from rejoinder.worker.engines.admission import Limits
 from rejoinder.worker.engines.answers import Choice
-from rejoinder.worker.engines.protocol import Engine, EngineRequest
+from rejoinder.worker.engines.protocol import Engine, EngineRequest, EngineStats
 from rejoinder.worker.engines.transformers_noise import sequence_seed
 from rejoinder.worker.engines.transformers_text import Text
 from rejoinder.worker.engines.vllm_settings import VllmSettings
@@ -92,6 +92,11 @@ class VllmEngine:
     def progress(self) -> int:
         """Outputs of vLLM: one for each sequence's first token, for every `EVERY` further ones, and for its end."""
         return self._steps
+
+    @property
+    def stats(self) -> EngineStats:
+        """Zeros: vLLM's steps are its own processes' affair."""
+        return EngineStats()
 
     async def start(self) -> None:
         """Load the model; see `Engine.start`."""
