@@ -31,6 +31,14 @@ class Limits:
     """New tokens of a chat completion whose body does not say."""
     penalties: bool = True
     """Whether the engine can apply them."""
+    separate: bool = False
+    """Whether `sequence` is for the prompt and for the new tokens each: an encoder reads the one, a decoder writes the
+    others."""
+
+    @property
+    def prompt(self) -> int:
+        """The longest prompt."""
+        return self.sequence if self.separate else self.sequence - 1
 
 
 def parse_body(path: str, body: Any) -> CompletionRequest | ChatCompletionRequest:
@@ -88,13 +96,14 @@ def check_tokens(tokens: Sequence[int], limits: Limits, param: str) -> None:
             f"{param}: the token id {bad} is outside the model's vocabulary; ids are 0 to {limits.vocabulary - 1}",
             param=param,
         )
-    if len(tokens) >= limits.sequence:
+    if len(tokens) > limits.prompt:
         raise _too_long(f"{param} has {len(tokens)} tokens", limits, param)
 
 
 def _too_long(what: str, limits: Limits, param: str) -> RequestTooLarge:
+    room = "are allowed" if limits.separate else f"leave room for an answer within the limit of {limits.sequence}"
     return RequestTooLarge(
-        f"{what}; at most {limits.sequence - 1} tokens leave room for an answer within the limit of {limits.sequence}",
+        f"{what}; at most {limits.prompt} tokens {room}",
         param=param,
         code="context_length_exceeded",
     )
@@ -106,7 +115,7 @@ def new_tokens(request: CompletionRequest | ChatCompletionRequest, prompt_tokens
     Raises:
         BadRequest: the body asks for more than fits; the message says how many would.
     """
-    room = limits.sequence - prompt_tokens
+    room = limits.sequence if limits.separate else limits.sequence - prompt_tokens
     asked = request.max_new_tokens
     if asked is None:
         default = COMPLETION_TOKENS if isinstance(request, CompletionRequest) else limits.default_max_tokens

@@ -26,6 +26,10 @@ class Batch(Protocol):
         """Sequences at once, at most."""
 
     @property
+    def ahead(self) -> int:
+        """Sequences to admit beyond `running`: they wait at its door, so that free places are filled at once."""
+
+    @property
     def longest(self) -> int:
         """Tokens of one sequence, prompt and new ones together, at most."""
 

@@ -1,7 +1,6 @@
 """The engine for models that generate text: `/v1/completions` and `/v1/chat/completions`."""
 
 import asyncio
-import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +12,7 @@ from rejoinder.worker.engines.admission import Limits
 from rejoinder.worker.engines.answers import Choice
 from rejoinder.worker.engines.protocol import Engine, EngineRequest
 from rejoinder.worker.engines.transformers_batch import Batch
-from rejoinder.worker.engines.transformers_continuous import ContinuousBatch
+from rejoinder.worker.engines.transformers_choice import choose_batch
 from rejoinder.worker.engines.transformers_loading import load
 from rejoinder.worker.engines.transformers_noise import sequence_seed
 from rejoinder.worker.engines.transformers_penalties import Penalties
@@ -24,10 +23,6 @@ from rejoinder.worker.errors import Unavailable
 
 TEXT_THREADS = 2
 """Tokenization and detokenization at once: enough to stay ahead of a model, few enough to leave it the processor."""
-AHEAD = 0.25
-"""Of the places in the batch, sequences admitted beyond them. The generation thread begins its next step at once,
-before a finished sequence's place could be given away, so without a queue at its door each place would stand empty for
-a step: 6 % of the work at 16 tokens an answer. More would only keep requests from other workers."""
 SHARE = 4
 """One request runs at most one in so many of the places in the batch at once: `n` of 128 must not hold up requests of
 one sequence each, whose own time limits run meanwhile."""
@@ -78,7 +73,7 @@ class TransformersEngine:
     async def start(self) -> None:
         """Load the model; see `Engine.start`."""
         await asyncio.to_thread(self._load)
-        self._admitted = self._batch.running + math.ceil(self._batch.running * AHEAD)
+        self._admitted = self._batch.running + self._batch.ahead
         self._slots = asyncio.Semaphore(self._admitted)
         self._batch.start()
         self._started = True
@@ -86,12 +81,13 @@ class TransformersEngine:
     def _load(self) -> None:
         loaded = load(self._settings)
         self._text = Text(loaded.tokenizer, loaded.eos)
-        self._batch: Batch = ContinuousBatch(loaded, self._settings)
+        self._batch: Batch = choose_batch(loaded, self._settings)
         self._limits = Limits(
             sequence=min(loaded.context, self._batch.longest),
             vocabulary=loaded.vocabulary,
             default_max_tokens=self._settings.default_max_tokens,
             penalties=self._batch.penalties,
+            separate=loaded.model.config.is_encoder_decoder,
         )
 
     async def generate(self, request: EngineRequest) -> Any:

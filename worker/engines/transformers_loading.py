@@ -7,11 +7,20 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from rejoinder.worker.engines.transformers_settings import TransformersSettings
 from rejoinder.worker.errors import EngineGone
 
+LENGTH_WITHOUT_POSITIONS = 4096
+"""Where nobody says how long a sequence may be and the model itself has no limit: `max_model_len` sets another."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -22,7 +31,7 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     context: int
-    """Prompt and new tokens together, at most, by the model's own config."""
+    """Prompt and new tokens together, at most, by the model's own config; of an encoder-decoder each of the two."""
     vocabulary: int
     """Token ids are below this."""
     eos: frozenset[int]
@@ -44,17 +53,17 @@ def load(settings: TransformersSettings) -> LoadedModel:
     _refuse_pickles(settings.model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.model, **source)
-        model = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(settings.model, **source)
+        auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = auto.from_pretrained(
             settings.model, dtype=_dtype(settings.dtype, device), use_safetensors=True, **source
         )
     except (OSError, ValueError, ImportError) as exc:
         raise EngineGone(f"the model {settings.model!r} cannot be loaded: {_advice(exc)}") from exc
-    if model.config.is_encoder_decoder:
-        raise EngineGone(f"the model {settings.model!r} is an encoder-decoder, which this engine does not serve")
-    model = model.to(device).eval()  # type: ignore[arg-type]  # a decorator hides the real signature
-    config = model.config.get_text_config()
-    context = _context(settings, getattr(config, "max_position_embeddings", None))
-    return LoadedModel(model, tokenizer, context, config.vocab_size, _eos(model, tokenizer))
+    model = model.to(device).eval()
+    text = model.config.get_text_config()
+    context = _context(settings, getattr(text, "max_position_embeddings", None), _usual(model, tokenizer))
+    return LoadedModel(model, tokenizer, context, text.vocab_size, _eos(model, tokenizer))
 
 
 def quiet() -> None:
@@ -80,8 +89,17 @@ def _dtype(name: str, device: torch.device) -> Any:
     return getattr(torch, name)
 
 
-def _context(settings: TransformersSettings, positions: int | None) -> int:
+def _usual(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """How long sequences are of a model that knows no positions: T5's are relative, a state has none."""
+    if not model.config.is_encoder_decoder and not model._is_stateful:
+        return None
+    trained = getattr(model.config, "n_positions", None)  # of T5's older configs
+    return trained or min(tokenizer.model_max_length, LENGTH_WITHOUT_POSITIONS)
+
+
+def _context(settings: TransformersSettings, positions: int | None, usual: int | None) -> int:
     if settings.max_model_len is None:
+        positions = positions or usual
         if positions is None:
             raise EngineGone(
                 f"the config of {settings.model!r} does not say how long its context is: set max_model_len"
