@@ -24,7 +24,7 @@ class Bad:
 
     request: EngineRequest
     error: type[RequestError]
-    param: str
+    param: str | None
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Subject:
 def text(number: int) -> EngineRequest:
     """A completion of one of many kinds."""
     body = {"prompt": f"fox {number} jumps" * (1 + number % 4), "max_tokens": 4 + 5 * (number % 4)}
-    more = ({}, {"n": 3}, {"frequency_penalty": 1.0}, {"stop": ["a"]}, {"prompt": ["dog", [5, 6, 7]]})
+    more = ({}, {"n": 3}, {"frequency_penalty": 1.0}, {"stop": ["a"]}, {"prompt": ["dog", "fox"]})
     return completion({**body, **KINDS[number % len(KINDS)], **more[number % len(more)]}, f"good-{number}")
 
 
@@ -57,7 +57,7 @@ def text_or_chat(number: int) -> EngineRequest:
     if number % 4:
         return text(number)
     turns = [{"role": "user", "content": f"hi {number}"}]
-    return chat({"messages": turns, "max_tokens": 6, "temperature": number % 8}, f"good-{number}")
+    return chat({"messages": turns, "max_tokens": 6, "temperature": number % 8 / 4}, f"good-{number}")
 
 
 def long_text(number: int) -> EngineRequest:
@@ -65,7 +65,7 @@ def long_text(number: int) -> EngineRequest:
     return completion({"prompt": "the lazy", "n": 4, "max_tokens": 200, "temperature": 1}, f"long-{number}")
 
 
-def refused(body: Any, error: type[RequestError], param: str) -> Bad:
+def refused(body: Any, error: type[RequestError], param: str | None) -> Bad:
     """A bad completion."""
     return Bad(completion(body, f"bad-{param}"), error, param)
 
@@ -79,7 +79,7 @@ BAD_TEXT = (
     refused({"prompt": "x", "top_k": "many"}, BadRequest, "top_k"),
     refused({"prompt": "x", "stop_token_ids": [10**6]}, BadRequest, "stop_token_ids"),
     refused({"prompt": "x", "model": "other"}, Missing, "model"),
-    refused("no object", BadRequest, "body"),
+    refused("no object", BadRequest, None),
 )
 CHAT = {"/v1/completions": Completion, "/v1/chat/completions": ChatCompletion}
 
