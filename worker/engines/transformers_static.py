@@ -8,14 +8,11 @@ import logging
 import threading
 import time
 import traceback
-from asyncio import AbstractEventLoop, Future, get_running_loop
+from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from rejoinder.worker.engines.gathering import Bounds, gather
@@ -23,7 +20,8 @@ from rejoinder.worker.engines.transformers_batch import CPU_RUNNING, GPU_RUNNING
 from rejoinder.worker.engines.transformers_loading import LoadedModel
 from rejoinder.worker.engines.transformers_penalties import History
 from rejoinder.worker.engines.transformers_probe import Together, model_inputs, rows_together
-from rejoinder.worker.engines.transformers_sampling import Sampling, SamplingProcessors
+from rejoinder.worker.engines.transformers_rows import News, Row, Steps, take
+from rejoinder.worker.engines.transformers_sampling import Sampling
 from rejoinder.worker.engines.transformers_settings import TransformersSettings
 from rejoinder.worker.errors import EngineGone, Failed, RetryableError, Unavailable
 
@@ -38,39 +36,6 @@ GATHER_SECONDS = 0.01
 """At most so long."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False, slots=True)
-class _Row:
-    """One sequence. It has what `SamplingProcessors` reads of a request of continuous batching, and of its state."""
-
-    prompt: list[int]
-    limit: int
-    """New tokens, at most."""
-    ends: frozenset[int]
-    """Each of these tokens ends it."""
-    stop: Callable[[list[int]], bool] | None
-    initial_tokens: list[int]
-    """Before the first new one, where new ones stand: the prompt, or what the decoder begins with."""
-    logit_processor_kwargs: dict[str, Any]
-    result: Future[list[int]]
-    generated_tokens: list[int] = field(default_factory=list)
-    """Written in the generation thread alone."""
-    seen: int = 0
-    """Tokens that `stop` was called for."""
-    ended: bool = False
-    """No more tokens are wanted. Set in either thread, never taken back."""
-    has_new_token: bool = True
-
-    @property
-    def state(self) -> "_Row":
-        """Itself."""
-        return self
-
-    @property
-    def position_offset(self) -> int:
-        """The position of the token that is drawn next."""
-        return len(self.initial_tokens) + len(self.generated_tokens)
 
 
 class StaticBatch:
@@ -118,9 +83,9 @@ class StaticBatch:
         self.steps = 0
         """Steps done."""
         self._changed = threading.Condition()
-        self._waiting: list[_Row] = []
+        self._waiting: list[Row] = []
         self._arrived = 0.0
-        self._rows: set[_Row] = set()  # of the event loop's thread alone
+        self._rows: set[Row] = set()  # of the event loop's thread alone
         self._loop: AbstractEventLoop | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._work, name="static-batching")
@@ -156,7 +121,7 @@ class StaticBatch:
         if sampling.penalties.active:
             chosen_by["history"] = History(initial, sampling.penalties)
         ends = self._eos.union(stop_tokens)
-        row = _Row(list(prompt), max_new_tokens, ends, stop, initial, chosen_by, loop.create_future())
+        row = Row(list(prompt), max_new_tokens, ends, stop, initial, chosen_by, loop.create_future())
         with self._changed:
             if not self.alive:
                 raise Unavailable("the engine is ending; the request will be tried again")
@@ -192,7 +157,7 @@ class StaticBatch:
             if not row.result.done():
                 row.result.set_exception(Unavailable("the engine has ended; the request will be tried again"))
 
-    def _next(self) -> list[_Row]:
+    def _next(self) -> list[Row]:
         """The rows of the next batch, once there are any; none where the thread is to end."""
         with self._changed:
             began = 0.0
@@ -211,7 +176,7 @@ class StaticBatch:
             self._waiting = [row for place, row in enumerate(self._waiting) if place not in places]
             return chosen
 
-    def _run_parts(self, rows: list[_Row]) -> None:
+    def _run_parts(self, rows: list[Row]) -> None:
         """Run a batch; one that fails is run again in halves, down to the row that fails alone."""
         parts = [rows]
         while parts and not self._stopping:
@@ -226,9 +191,9 @@ class StaticBatch:
                 half = len(part) // 2
                 parts += [part[half:], part[:half]]
 
-    def _run(self, rows: list[_Row]) -> RetryableError | None:
+    def _run(self, rows: list[Row]) -> RetryableError | None:
         """Generate until all rows have ended. The error, where it fails: nothing of the failed call is held then."""
-        steps = _Steps(rows, self._model.device, self._after_step)
+        steps = Steps(rows, self._model.device, self._after_step)
         try:
             with torch.inference_mode():
                 self._model.generate(  # type: ignore[operator]  # an untyped mixin's
@@ -249,95 +214,15 @@ class StaticBatch:
             torch.cuda.empty_cache()
         return Unavailable("the memory is too small for this request, also alone; the request will be tried again")
 
-    def _after_step(self, news: "list[_News]") -> bool:
+    def _after_step(self, news: list[News]) -> bool:
         self.steps += 1
         self._tell(news)
         return not self._stopping
 
-    def _tell(self, news: "list[_News]") -> None:
+    def _tell(self, news: list[News]) -> None:
         """Hand over to the event loop what is new of some rows."""
         if news and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_take, news)
-
-
-_News = tuple[_Row, int, RetryableError | None]
-"""A row, how many tokens it has, and what it failed with."""
-
-
-def _take(news: list[_News]) -> None:
-    """In the event loop: call `stop` for each new token, and end what has ended."""
-    for row, count, error in news:
-        if row.result.done():
-            continue
-        if error is not None:
-            row.result.set_exception(error)
-            continue
-        end = None
-        if row.stop is not None:
-            # One token at a time, so that the end does not depend on how outputs were gathered.
-            end = next((n for n in range(row.seen + 1, count + 1) if row.stop(row.generated_tokens[:n])), None)
-            row.seen = count
-        if end is None and _complete(row, count):
-            end = count
-        if end is not None:
-            row.ended = True
-            row.result.set_result(row.generated_tokens[:end])
-
-
-def _complete(row: _Row, count: int) -> bool:
-    return count >= row.limit or row.generated_tokens[count - 1] in row.ends
-
-
-class _Steps:
-    """What one call of `generate` does at each of its steps."""
-
-    def __init__(self, rows: Sequence[_Row], device: torch.device, listener: "_Listener") -> None:
-        self._rows = rows
-        self._listener = listener
-        self._step = 0
-        self._sampling = SamplingProcessors(static=False)
-        self._storage = torch.zeros(self._sampling.tensors_required, len(rows), dtype=torch.int32, device=device)
-        self._broken = torch.zeros(len(rows), dtype=torch.bool, device=device)
-
-    def draw(self, _: Tensor, scores: Tensor) -> Tensor:
-        """A logits processor: scores [B, V] whose largest is each row's next token."""
-        self._broken = ~scores.amax(-1).isfinite()  # a NaN is the largest, too
-        args = self._sampling.prepare_tensor_args([_IDLE if row.ended else row for row in self._rows], self._storage)
-        scores = self._sampling(None, scores, args)
-        for place, row in enumerate(self._rows):
-            if self._step < len(row.generated_tokens):  # of a call that failed: what was told is not told otherwise
-                scores[place] = -torch.inf
-                scores[place, row.generated_tokens[self._step]] = 0.0
-        return scores
-
-    def end(self, tokens: Tensor, _: Any, **__: Any) -> Tensor:
-        """A stopping criterion: which rows [B] have ended with the newest of `tokens` [B, T]."""
-        drawn, broken = torch.stack([tokens[:, -1], self._broken.to(tokens.dtype)]).tolist()
-        news: list[_News] = []
-        for row, token, failed in zip(self._rows, drawn, broken, strict=True):
-            if row.ended:
-                continue
-            if failed:
-                row.ended = True
-                news.append(
-                    (row, len(row.generated_tokens), Failed("the model's logits for this request are no numbers"))
-                )
-            elif self._step >= len(row.generated_tokens):
-                row.generated_tokens.append(token)
-                row.ended = _complete(row, len(row.generated_tokens))
-                if row.ended or row.stop is not None:
-                    news.append((row, len(row.generated_tokens), None))
-        self._step += 1
-        goes_on = self._listener(news)
-        done = [row.ended or not goes_on for row in self._rows]
-        return torch.tensor(done, device=tokens.device)
-
-
-_Listener = Callable[[list[_News]], bool]
-"""Told of what is new after each step; whether to go on."""
-
-_IDLE = SimpleNamespace(has_new_token=True, state=SimpleNamespace(logit_processor_kwargs={}, position_offset=0))
-"""What the sampling sees of a row that has ended."""
+            self._loop.call_soon_threadsafe(take, news)
 
 
 def _prepare(model: PreTrainedModel, settings: TransformersSettings) -> None:
