@@ -121,6 +121,9 @@ class Settings(BaseModel):
     attn: Attention = Field(
         default="auto", description="How attention is computed. auto: varlen on the CPU, else the model's own choice."
     )
+    batching: Literal["auto", "continuous", "static"] = Field(
+        default="auto", description="How requests share the model. auto: continuous, static where a model needs it."
+    )
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub model.")
     trust_remote_code: bool = Field(default=False, description="Run code that comes with the checkpoint.")
     max_model_len: int | None = Field(default=None, ge=1, description="Prompt plus new tokens. Default: the model's.")

@@ -22,11 +22,11 @@ KINDS = [
 CONTEXT = 256
 
 
-def build_tiny(directory: Path, *, eos: list[int] | None = None, template: str | None = TEMPLATE) -> Path:
-    """Save a random Llama of some thousand weights and a byte-level tokenizer."""
+def build_tiny(directory: Path, *, eos: list[int] | None = None, template: str | None = TEMPLATE, family="llama"):
+    """Save a random model of some thousand weights and a byte-level tokenizer."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import GenerationConfig, PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -42,8 +42,22 @@ def build_tiny(directory: Path, *, eos: list[int] | None = None, template: str |
     fast.chat_template = template
     fast.save_pretrained(directory)
     torch.manual_seed(0)
+    model = FAMILIES[family](len(fast))
+    start = 0 if model.config.is_encoder_decoder else None
+    model.generation_config = GenerationConfig(eos_token_id=eos or [1], decoder_start_token_id=start)
+    model.save_pretrained(directory)
+    return directory
+
+
+# Far from uniform, so that greedy has a clear winner.
+SPREAD = 0.3
+
+
+def llama(vocabulary):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     config = LlamaConfig(
-        vocab_size=len(fast),
+        vocab_size=vocabulary,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -52,12 +66,43 @@ def build_tiny(directory: Path, *, eos: list[int] | None = None, template: str |
         max_position_embeddings=CONTEXT,
         bos_token_id=0,
         eos_token_id=1,
-        initializer_range=0.3,  # far from uniform, so that greedy has a clear winner
+        initializer_range=SPREAD,
     )
-    model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(eos_token_id=eos or [1])
-    model.save_pretrained(directory)
-    return directory
+    return LlamaForCausalLM(config)
+
+
+def t5(vocabulary):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        vocab_size=vocabulary,
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        n_positions=CONTEXT,
+        decoder_start_token_id=0,
+    )
+    return T5ForConditionalGeneration(config)
+
+
+def mamba(vocabulary):
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        num_hidden_layers=2,
+        state_size=8,
+        bos_token_id=0,
+        eos_token_id=1,
+        initializer_range=SPREAD,
+    )
+    return MambaForCausalLM(config)
+
+
+FAMILIES = {"llama": llama, "t5": t5, "mamba": mamba}
 
 
 SMALL = {"threads": 1, "cache_bytes": 2**21, "page_size": 16, "max_batch_tokens": 64, "max_running": 8}

@@ -31,6 +31,14 @@ class Limits:
     """New tokens of a chat completion whose body does not say."""
     dynamic: bool = True
     """Whether each step knows what was said so far, as penalties, grammars and log-probabilities need."""
+    separate: bool = False
+    """Whether `sequence` is for the prompt and for the new tokens each: an encoder reads the one, a decoder writes the
+    others."""
+
+    @property
+    def prompt(self) -> int:
+        """The longest prompt."""
+        return self.sequence if self.separate else self.sequence - 1
 
 
 def parse_body(path: str, body: Any) -> CompletionRequest | ChatCompletionRequest:
@@ -90,7 +98,7 @@ def check_tokens(tokens: Sequence[int], limits: Limits, param: str) -> None:
         RequestTooLarge: no new token would fit behind it.
     """
     check_vocabulary(tokens, limits.vocabulary, param)
-    if len(tokens) >= limits.sequence:
+    if len(tokens) > limits.prompt:
         raise _too_long(f"{param} has {len(tokens)} tokens", limits, param)
 
 
@@ -111,8 +119,9 @@ def check_vocabulary(tokens: Sequence[int], vocabulary: int, param: str) -> None
 
 
 def _too_long(what: str, limits: Limits, param: str) -> RequestTooLarge:
+    room = "are allowed" if limits.separate else f"leave room for an answer within the limit of {limits.sequence}"
     return RequestTooLarge(
-        f"{what}; at most {limits.sequence - 1} tokens leave room for an answer within the limit of {limits.sequence}",
+        f"{what}; at most {limits.prompt} tokens {room}",
         param=param,
         code="context_length_exceeded",
     )
@@ -124,7 +133,7 @@ def new_tokens(request: CompletionRequest | ChatCompletionRequest, prompt_tokens
     Raises:
         BadRequest: the body asks for more than fits; the message says how many would.
     """
-    room = limits.sequence - prompt_tokens
+    room = limits.sequence if limits.separate else limits.sequence - prompt_tokens
     asked = request.max_new_tokens
     if asked is None:
         default = COMPLETION_TOKENS if isinstance(request, CompletionRequest) else limits.default_max_tokens

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 from rejoinder.worker.engines.protocol import EngineRequest, EngineStats
+from rejoinder.worker.errors import Missing, Unavailable
 
 # Nothing runs, so this bounds only how many messages the worker holds at once: enough that broker round trips of some
 # milliseconds overlap at thousands of messages per second, few enough that two workers share a short backlog.
@@ -15,15 +16,20 @@ class EchoEngine:
 
     def __init__(self, default_path: str) -> None:
         self.paths = frozenset({"/echo", default_path})
-        self.capacity = CAPACITY
+        self.capacity = 0
         self.progress = 0
         self.stats = EngineStats()
 
     async def start(self) -> None:
         """Nothing to load."""
+        self.capacity = CAPACITY
 
     async def generate(self, request: EngineRequest) -> Any:
         """Return the body."""
+        if request.path not in self.paths:
+            raise Missing(f"{request.path} is not served; {' and '.join(sorted(self.paths))} are", param="path")
+        if not self.capacity:
+            raise Unavailable("the engine is not running; the request will be tried again")
         self.progress += 1
         return request.body
 
@@ -32,4 +38,5 @@ class EchoEngine:
         await asyncio.Event().wait()
 
     async def stop(self) -> None:
-        """Nothing to free."""
+        """Take no more."""
+        self.capacity = 0

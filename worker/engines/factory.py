@@ -90,6 +90,7 @@ def transformers_config(settings: Settings) -> dict[str, Any]:
         "device": settings.device,
         "dtype": settings.dtype,
         "attn": settings.attn,
+        "batching": settings.batching,
         "threads": settings.threads,
         "max_model_len": settings.max_model_len,
         "max_running": settings.max_running,

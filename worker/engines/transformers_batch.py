@@ -48,6 +48,10 @@ class Batch(Protocol):
         """Sequences at once that there is memory for, judged by those seen lately: 1 to `running`."""
 
     @property
+    def ahead(self) -> float:
+        """Sequences to admit beyond those that fit, as a share of them: those at its door fill free places at once."""
+
+    @property
     def longest(self) -> int:
         """Tokens of one sequence, prompt and new ones together, at most."""
 

@@ -18,7 +18,7 @@ from rejoinder.worker.engines.protocol import Engine, EngineRequest, EngineStats
 from rejoinder.worker.engines.token_bytes import TokenBytes, offsets
 from rejoinder.worker.engines.transformers_attention import in_force
 from rejoinder.worker.engines.transformers_batch import Batch, Generated
-from rejoinder.worker.engines.transformers_continuous import ContinuousBatch
+from rejoinder.worker.engines.transformers_choice import choose_batch
 from rejoinder.worker.engines.transformers_grammar import Grammar, Grammars
 from rejoinder.worker.engines.transformers_loading import load
 from rejoinder.worker.engines.transformers_noise import sequence_seed
@@ -32,10 +32,6 @@ TEXT_THREADS = 2
 """Tokenization and detokenization at once: enough to stay ahead of a model, few enough to leave it the processor."""
 WARMUP_TOKENS = 8
 """Prompt and new ones together: a prefill and some steps after it."""
-AHEAD = 0.25
-"""Of the places in the batch, sequences admitted beyond them. The generation thread begins its next step at once,
-before a finished sequence's place could be given away, so without a queue at its door each place would stand empty for
-a step: 6 % of the work at 16 tokens an answer. More would only keep requests from other workers."""
 SHARE = 4
 """One request runs at most one in so many of the places in the batch at once: `n` of 128 must not hold up requests of
 one sequence each, whose own time limits run meanwhile."""
@@ -82,7 +78,7 @@ class TransformersEngine:
         """
         if not self._started or self._stopped or not self._batch.alive:
             return 0
-        return max(1, math.ceil(_admitted(self._batch.fits) / self._width.value))
+        return max(1, math.ceil(self._admitted(self._batch.fits) / self._width.value))
 
     @property
     def progress(self) -> int:
@@ -98,7 +94,7 @@ class TransformersEngine:
         """Load the model; see `Engine.start`."""
         await asyncio.to_thread(self._load)
         # As many as ever fit, not as fit now: the batch itself lets a sequence wait until there is room in its cache.
-        self._slots = asyncio.Semaphore(_admitted(self._batch.running))
+        self._slots = asyncio.Semaphore(self._admitted(self._batch.running))
         self._batch.start()
         try:
             if self._settings.warmup:
@@ -107,6 +103,9 @@ class TransformersEngine:
             await asyncio.to_thread(self._batch.stop)
             raise
         self._started = True
+
+    def _admitted(self, places: int) -> int:
+        return places + math.ceil(places * self._batch.ahead)
 
     async def _warm_up(self) -> None:
         """Generate a little of each kind, so that no request pays for what is done once.
@@ -127,12 +126,13 @@ class TransformersEngine:
         self._text = Text(loaded.tokenizer, loaded.eos)
         self._bytes = TokenBytes(loaded.tokenizer)
         self._grammars = Grammars(loaded.tokenizer, loaded.vocabulary, loaded.eos)
-        self._batch: Batch = ContinuousBatch(loaded, self._settings)
+        self._batch: Batch = choose_batch(loaded, self._settings)
         self._limits = Limits(
             sequence=min(loaded.context, self._batch.longest),
             vocabulary=loaded.vocabulary,
             default_max_tokens=self._settings.default_max_tokens,
             dynamic=self._batch.dynamic,
+            separate=loaded.model.config.is_encoder_decoder,
         )
         commits = {f"{what}_commit": commit for what, commit in loaded.commits.items()}
         model = loaded.model
@@ -241,10 +241,6 @@ class TransformersEngine:
             await asyncio.to_thread(self._batch.stop)
             self._grammars.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _admitted(places: int) -> int:
-    return places + math.ceil(places * AHEAD)
 
 
 def _tokens(text: Text, prompt: str | list[int]) -> list[int]:

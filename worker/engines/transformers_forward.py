@@ -13,6 +13,7 @@ import torch
 
 from rejoinder.worker.engines.length_pool import Pool, Tokens, Waiting
 from rejoinder.worker.engines.protocol import EngineStats
+from rejoinder.worker.engines.transformers_faults import is_device_lost, is_out_of_memory, out_of_memory
 from rejoinder.worker.errors import Failed, RetryableError, Unavailable
 
 T = TypeVar("T")
@@ -101,13 +102,12 @@ class ForwardBatcher:
             finite = torch.isfinite(rows).all(-1).tolist()
             bad = Failed("the model's result for this input is not finite")
             return [row if good else bad for row, good in zip(rows, finite, strict=True)]
-        except torch.AcceleratorError as exc:
-            # The device's context is lost; only a new process gets another.
-            self._lost = True
-            return Unavailable(f"the device failed ({_first_line(exc)}); the request will be tried again")
         except Exception as exc:  # noqa: BLE001  # whatever it is, it must stay with the sequence that causes it
-            if _out_of_memory(exc):
-                return Unavailable(f"out of memory for one input of {len(batch[0].ids)} tokens")
+            if is_device_lost(exc):  # only a new process gets another
+                self._lost = True
+                return Unavailable(f"the device failed ({_first_line(exc)}); the request will be tried again")
+            if is_out_of_memory(exc):
+                return out_of_memory()
             return Failed(f"the engine failed on this input: {type(exc).__name__}")
         finally:
             self.stats += EngineStats(1, len(batch), tokens=sum(len(tokens.ids) for tokens in batch))
@@ -131,11 +131,6 @@ def _deliver(batch: Sequence[Waiting], outcomes: Sequence[Outcome]) -> None:
             future.set_exception(outcome)
         else:
             future.set_result(outcome)
-
-
-def _out_of_memory(exc: Exception) -> bool:
-    # The allocator of the CPU has no exception class of its own.
-    return isinstance(exc, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(exc)
 
 
 def _first_line(exc: Exception) -> str:

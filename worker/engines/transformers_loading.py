@@ -1,14 +1,21 @@
 """From a model's name to its weights, tokenizer and limits. Safetensors only: a pickle can run anything."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import huggingface_hub
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.import_utils import is_accelerate_available
 
 from rejoinder.worker.engines import transformers_lora
@@ -16,6 +23,9 @@ from rejoinder.worker.engines.transformers_quantization import method, quantizat
 from rejoinder.worker.engines.transformers_settings import TransformersSettings, needs_gpu
 from rejoinder.worker.engines.transformers_sources import advice, lora_directory, pinned, refuse_pickles
 from rejoinder.worker.errors import EngineGone
+
+LENGTH_WITHOUT_POSITIONS = 4096
+"""Where nobody says how long a sequence may be and the model itself has no limit: `max_model_len` sets another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +35,7 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     context: int
-    """Prompt and new tokens together, at most, by the model's own config."""
+    """Prompt and new tokens together, at most, by the model's own config; of an encoder-decoder each of the two."""
     vocabulary: int
     """Token ids are below this."""
     eos: frozenset[int]
@@ -41,24 +51,28 @@ def load(settings: TransformersSettings) -> LoadedModel:
         EngineGone: it cannot be loaded; the message says in one line what to do.
     """
     commits: dict[str, str] = {}
-    model, tokenizer = load_as(AutoModelForCausalLM, settings, commits)
+    model, tokenizer = load_as(_generating, settings, commits)
     config = model.config.get_text_config()
     if settings.tokenizer is not None and len(tokenizer) > config.vocab_size:
         raise EngineGone(
             f"the tokenizer {settings.tokenizer!r} is not this model's: it has {len(tokenizer)} tokens, the model"
             f" {config.vocab_size}"
         )
-    context = context_of(settings, getattr(config, "max_position_embeddings", None))
+    context = context_of(settings, getattr(config, "max_position_embeddings", None), _usual(model, tokenizer))
     return LoadedModel(model, tokenizer, context, config.vocab_size, _eos(model, tokenizer), commits)
 
 
+def _generating(config: Any) -> Any:
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
 def load_as(
-    kind: Any, settings: TransformersSettings, commits: dict[str, str], **options: Any
+    kind: Callable[[Any], Any], settings: TransformersSettings, commits: dict[str, str], **options: Any
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load a model by one of transformers' auto classes, onto the device, its adapter and its tokenizer.
 
     Args:
-        kind: Such as `AutoModel`.
+        kind: From the model's config to such as `AutoModel`.
         settings: Which model, and where to.
         commits: Gets the commit of each artefact that comes from the hub, by the setting that names it.
         options: For its `from_pretrained`.
@@ -82,13 +96,11 @@ def load_as(
     try:
         tokenizer = AutoTokenizer.from_pretrained(text_name, **text_source)
         config = AutoConfig.from_pretrained(settings.model, **source)
-        if config.is_encoder_decoder:
-            raise EngineGone(f"the model {settings.model!r} is an encoder-decoder, which this engine does not serve")
         quantized = settings.quantization is not None or getattr(config, "quantization_config", None) is not None
         if is_accelerate_available() and quantized:
             options["device_map"] = {"": device}  # some methods quantize on the GPU only, and cannot be moved there
         # Not config=config: what from_pretrained makes of its own it also fits to dtype and quantization.
-        model = kind.from_pretrained(
+        model = kind(config).from_pretrained(
             settings.model, dtype=_dtype(settings.dtype, device), use_safetensors=True, **options, **source
         )
         if model.device != device:
@@ -146,13 +158,22 @@ def _dtype(name: str, device: torch.device) -> Any:
     return getattr(torch, name)
 
 
-def context_of(settings: TransformersSettings, positions: int | None) -> int:
-    """The longest sequence in tokens: the setting's, else the model's `positions`.
+def _usual(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """How long sequences are of a model that knows no positions: T5's are relative, a state has none."""
+    if not model.config.is_encoder_decoder and not model._is_stateful:
+        return None
+    trained = getattr(model.config, "n_positions", None)  # of T5's older configs
+    return trained or min(tokenizer.model_max_length, LENGTH_WITHOUT_POSITIONS)
+
+
+def context_of(settings: TransformersSettings, positions: int | None, usual: int | None = None) -> int:
+    """The longest sequence in tokens: the setting's, else the model's `positions`, else what is `usual`.
 
     Raises:
-        EngineGone: neither says, or the setting is longer than the model's.
+        EngineGone: nobody says, or the setting is longer than the model's.
     """
     if settings.max_model_len is None:
+        positions = positions or usual
         if positions is None:
             raise EngineGone(
                 f"the config of {settings.model!r} does not say how long its context is: set max_model_len"

@@ -78,7 +78,9 @@ def load_pooling(kind: Any, settings: TransformersSettings) -> Loaded:
     if settings.attn in {"varlen", "flash"}:
         raise EngineGone(f"attn {settings.attn} is of generation only: leave it out, or set sdpa or eager")
     options = {} if settings.attn == "auto" else {"attn_implementation": settings.attn}
-    model, tokenizer = load_as(kind, settings, {}, **options)
+    model, tokenizer = load_as(lambda _: kind, settings, {}, **options)
+    if model.config.is_encoder_decoder:
+        raise EngineGone(f"the model {settings.model!r} is an encoder-decoder, which this engine does not serve")
     _encode(tokenizer, ["x"], None)  # sets padding and truncation off, which no other thread may see half done
     context = context_of(settings, _positions(model))
     if settings.max_model_len is None:

@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState, RequestStatus
 
+from rejoinder.worker.engines.transformers_faults import is_device_lost, is_out_of_memory, no_number
 from rejoinder.worker.engines.transformers_sampling import SamplingProcessors
 from rejoinder.worker.engines.transformers_scheduling import ResumingScheduler, Scheduled
-from rejoinder.worker.errors import Failed, RetryableError, Unavailable
+from rejoinder.worker.errors import Failed, RetryableError
 
 HOPELESS = 8
 """Sequences that fail alone one after another, with no step that succeeds between: the fault is not theirs."""
@@ -23,15 +24,6 @@ RESTARTS = 3
 """A sequence with a sliding window is prefilled anew at most so often; see `_undo`."""
 NO_TOKEN = -1
 """In place of a row's token: its logits had no largest number."""
-_OUT_OF_MEMORY = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-    "CUDA error: out of memory",
-    "CUDA out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
-_DEVICE_LOST = ("CUDA error", "device-side assert", "CUBLAS_STATUS", "CUDNN_STATUS", "HIP error", "NCCL")
 
 _log = logging.getLogger(__name__)
 
@@ -43,20 +35,6 @@ class Fault:
     error: RetryableError
     memory: bool = False
     """A smaller step might do."""
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory, the device's or the host's, was short."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
-
-
-def is_device_lost(error: Exception) -> bool:
-    """Whether an error leaves the device unusable for this process. Not so where memory was short."""
-    return not is_out_of_memory(error) and (
-        isinstance(error, torch.AcceleratorError) or any(text in str(error) for text in _DEVICE_LOST)
-    )
 
 
 class Recovery:
@@ -177,12 +155,10 @@ class Recovery:
 
 def _no_number() -> Fault:
     """A new one for each sequence: what is raised keeps its traceback."""
-    return Fault(Failed("the model gave no number for the next token (NaN or infinite logits)", code="no_number"))
+    return Fault(no_number())
 
 
 def _fault(error: Exception) -> Fault:
     if is_out_of_memory(error):
-        return Fault(
-            Unavailable("out of memory, with this request alone; it will be tried again", code="out_of_memory"), True
-        )
+        return Fault(out_of_memory(), memory=True)
     return Fault(Failed(f"the engine failed on this request: {str(error).partition(chr(10))[0]}"))

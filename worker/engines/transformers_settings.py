@@ -83,6 +83,9 @@ class TransformersSettings(BaseModel):
     attn: Attention = Field(
         default="auto", description="How attention is computed. auto: varlen on a CPU, else the model's own choice."
     )
+    batching: Literal["auto", "continuous", "static"] = Field(
+        default="auto", description="auto: continuous, and static for the models that it cannot serve."
+    )
     threads: int | None = Field(default=None, ge=1, description="Of torch on a CPU. Absent: torch's own choice.")
     max_model_len: int | None = Field(
         default=None, ge=2, description="Prompt and new tokens of one sequence. Absent: the model's context."
