@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState, RequestStatus
 
-from rejoinder.worker.engines.transformers_faults import is_device_lost, is_out_of_memory, no_number
+from rejoinder.worker.engines.transformers_faults import is_device_lost, is_out_of_memory, no_number, out_of_memory
 from rejoinder.worker.engines.transformers_sampling import SamplingProcessors
 from rejoinder.worker.engines.transformers_scheduling import ResumingScheduler, Scheduled
 from rejoinder.worker.errors import Failed, RetryableError
