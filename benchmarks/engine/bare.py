@@ -9,7 +9,7 @@ from benchmarks.engine.loads import Prompt
 def settings_of(model: str) -> Any:
     """The engine's own settings for a model's directory."""
     from rejoinder.worker.engines.factory import transformers_config
-    from rejoinder.worker.engines.transformers_settings import TransformersSettings
+    from rejoinder.worker.engines.transformers.settings import TransformersSettings
     from rejoinder.worker.settings import Settings
 
     config = transformers_config(Settings(requests="memory://a", responses="memory://b", model=model))
@@ -21,8 +21,8 @@ def run(model: str, requests: list[Prompt]) -> dict[str, Any]:
     """Seconds from the first request to the last result, the model loaded and warm, and how many tokens came."""
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
-    from rejoinder.worker.engines.transformers_continuous import ContinuousBatch
-    from rejoinder.worker.engines.transformers_loading import load
+    from rejoinder.worker.engines.transformers.continuous import ContinuousBatch
+    from rejoinder.worker.engines.transformers.loading import load
 
     settings = settings_of(model)
     sizes = ContinuousBatch(load(settings), settings)._manager.continuous_batching_config

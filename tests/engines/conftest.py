@@ -33,7 +33,7 @@ async def real(smollm2):
     from rejoinder.worker.engines.host import EngineProcess
 
     config = {"model": str(smollm2), "served_names": ["smollm2", "alias"], "threads": 2, "cache_bytes": 2**28}
-    process = EngineProcess("rejoinder.worker.engines.transformers_engine:create", config)
+    process = EngineProcess("rejoinder.worker.engines.transformers.engine:create", config)
     await process.start()
     yield process
     await process.stop()

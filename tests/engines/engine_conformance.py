@@ -14,7 +14,7 @@ from openai.types.chat import ChatCompletion
 from rejoinder.worker.engines.echo import EchoEngine
 from rejoinder.worker.engines.host import EngineProcess, HostSettings
 from rejoinder.worker.engines.protocol import Engine, EngineRequest
-from rejoinder.worker.engines.transformers_engine import create
+from rejoinder.worker.engines.transformers.engine import create
 from rejoinder.worker.errors import BadRequest, Missing, RequestError, RequestTooLarge
 
 
@@ -118,7 +118,7 @@ SUBJECTS = [
     CONTINUOUS,
     in_process(
         CONTINUOUS,
-        "rejoinder.worker.engines.transformers_engine:create",
+        "rejoinder.worker.engines.transformers.engine:create",
         lambda model: {"model": model("llama"), **SMALL, "max_model_len": CONTEXT},
     ),
     transformers("static", "llama", text_or_chat, batching="static"),

@@ -109,7 +109,7 @@ SMALL = {"threads": 1, "cache_bytes": 2**21, "page_size": 16, "max_batch_tokens"
 
 
 async def started(model, **config):
-    from rejoinder.worker.engines.transformers_engine import create
+    from rejoinder.worker.engines.transformers.engine import create
 
     engine = create({"model": str(model), **SMALL, **config})
     await engine.start()

@@ -4,7 +4,7 @@ import asyncio
 
 from engine_harness import KINDS, eventually
 
-from rejoinder.worker.engines.transformers_sampling import Sampling
+from rejoinder.worker.engines.transformers.sampling import Sampling
 
 PER_PAGE = 2 * 2 * 2 * 8 * 4 * 16  # both of K and V, layers, heads, size, bytes, tokens
 

@@ -80,7 +80,7 @@ def build_bert(directory: Path, *, labels: int | None = None, modules: dict[str,
 
 @contextlib.asynccontextmanager
 async def pooling_engine(model, **config):
-    from rejoinder.worker.engines.transformers_tasks import create
+    from rejoinder.worker.engines.transformers.tasks import create
 
     engine = create({"model": str(model), "threads": 1, **config})
     await engine.start()

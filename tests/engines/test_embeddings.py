@@ -339,7 +339,7 @@ async def test_it_runs_in_an_engine_process(bert):
     from rejoinder.worker.engines.host import EngineProcess
 
     config = {"model": str(bert), "threads": 1, "served_names": ["b"]}
-    process = EngineProcess("rejoinder.worker.engines.transformers_tasks:create", config)
+    process = EngineProcess("rejoinder.worker.engines.transformers.tasks:create", config)
     await process.start()
     try:
         assert process.paths == {"/v1/embeddings"}

@@ -7,11 +7,11 @@ import torch
 from engine_harness import CONTEXT, SMALL, build_tiny, tokens_of
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
-from rejoinder.worker.engines import transformers_attention as attention
-from rejoinder.worker.engines.transformers_continuous import ContinuousBatch
-from rejoinder.worker.engines.transformers_loading import load
-from rejoinder.worker.engines.transformers_sampling import Sampling
-from rejoinder.worker.engines.transformers_settings import TransformersSettings
+from rejoinder.worker.engines.transformers import attention
+from rejoinder.worker.engines.transformers.continuous import ContinuousBatch
+from rejoinder.worker.engines.transformers.loading import load
+from rejoinder.worker.engines.transformers.sampling import Sampling
+from rejoinder.worker.engines.transformers.settings import TransformersSettings
 from rejoinder.worker.errors import EngineGone
 
 WINDOW = 24

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from rejoinder.adapters import Outgoing, open_subscription, open_topic
 from rejoinder.worker import service
 from rejoinder.worker.engines.host import EngineProcess
-from rejoinder.worker.engines.transformers_engine import create
+from rejoinder.worker.engines.transformers.engine import create
 from rejoinder.worker.settings import Settings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -137,7 +137,7 @@ async def test_requests_of_several_sequences_count_as_many(tiny):
 
 async def test_the_figures_cross_the_process(tiny):
     config = {"model": str(tiny), **SMALL}
-    engine = EngineProcess("rejoinder.worker.engines.transformers_engine:create", config)
+    engine = EngineProcess("rejoinder.worker.engines.transformers.engine:create", config)
     await engine.start()
     try:
         body = {"prompt": [5] * 10, "max_tokens": 24, "temperature": 0}

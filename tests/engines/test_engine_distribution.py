@@ -9,11 +9,11 @@ import torch
 from engine_harness import SMALL, tokens_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rejoinder.worker.engines.transformers_continuous import ContinuousBatch
-from rejoinder.worker.engines.transformers_loading import LoadedModel
-from rejoinder.worker.engines.transformers_noise import sequence_seed
-from rejoinder.worker.engines.transformers_sampling import Sampling
-from rejoinder.worker.engines.transformers_settings import TransformersSettings
+from rejoinder.worker.engines.transformers.continuous import ContinuousBatch
+from rejoinder.worker.engines.transformers.loading import LoadedModel
+from rejoinder.worker.engines.transformers.noise import sequence_seed
+from rejoinder.worker.engines.transformers.sampling import Sampling
+from rejoinder.worker.engines.transformers.settings import TransformersSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

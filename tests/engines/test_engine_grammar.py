@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion
 from transformers.generation.continuous_batching.requests import RequestState
 
-from rejoinder.worker.engines import transformers_grammar
-from rejoinder.worker.engines.transformers_grammar import MAX_CHARACTERS
-from rejoinder.worker.engines.transformers_sampling import Sampling
+from rejoinder.worker.engines.transformers import grammar
+from rejoinder.worker.engines.transformers.grammar import MAX_CHARACTERS
+from rejoinder.worker.engines.transformers.sampling import Sampling
 from rejoinder.worker.errors import BadRequest, Failed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -184,16 +184,16 @@ async def test_a_worker_of_recorded_steps_refuses_it(engine, monkeypatch):
 
 async def test_a_schema_is_compiled_once(engine, monkeypatch):
     checked = []
-    original = transformers_grammar._check
-    monkeypatch.setattr(transformers_grammar, "_check", lambda text: checked.append(text) or original(text))
+    original = grammar._check
+    monkeypatch.setattr(grammar, "_check", lambda text: checked.append(text) or original(text))
     schema = {"enum": ["once", "only"]}
     await asyncio.gather(*[engine.generate(asking(schema, n, n=2)) for n in range(5)])
     await engine.generate(asking(schema, 7))
     assert len(checked) == 1
-    for n in range(transformers_grammar.KEPT + 3):
+    for n in range(grammar.KEPT + 3):
         engine._grammars._known[str(n)] = engine._grammars._known[next(iter(engine._grammars._known))]
     await engine.generate(asking({"const": 1}))
-    assert len(engine._grammars._known) == transformers_grammar.KEPT
+    assert len(engine._grammars._known) == grammar.KEPT
 
 
 async def test_one_who_waits_no_longer_ends_nobodys_compilation(engine):

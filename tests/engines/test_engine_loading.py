@@ -11,9 +11,9 @@ from engine_harness import GREEDY, SMALL, completion, started
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rejoinder.worker.engines import transformers_lora
-from rejoinder.worker.engines.transformers_loading import load
-from rejoinder.worker.engines.transformers_settings import TransformersSettings
+from rejoinder.worker.engines.transformers import lora
+from rejoinder.worker.engines.transformers.loading import load
+from rejoinder.worker.engines.transformers.settings import TransformersSettings
 from rejoinder.worker.errors import EngineGone
 
 # peft asks a model what transformers calls deprecated.
@@ -123,16 +123,16 @@ def test_what_is_no_adapter(tiny, adapter, tmp_path):
             load(settings(tiny, lora=str(directory)))
 
     refused("has no adapter_config.json")
-    (tmp_path / transformers_lora.CONFIG).write_text("{")
+    (tmp_path / lora.CONFIG).write_text("{")
     refused("has no weights")
     (tmp_path / "adapter_model.bin").write_bytes(b"")
     refused("only adapter_model.bin, which is pickled")
-    (tmp_path / transformers_lora.WEIGHTS).write_bytes((adapter / transformers_lora.WEIGHTS).read_bytes())
+    (tmp_path / lora.WEIGHTS).write_bytes((adapter / lora.WEIGHTS).read_bytes())
     refused("cannot be read")
-    (tmp_path / transformers_lora.CONFIG).write_text('{"peft_type": "IA3"}')
+    (tmp_path / lora.CONFIG).write_text('{"peft_type": "IA3"}')
     refused("is IA3, not LORA")
-    config = json.loads((adapter / transformers_lora.CONFIG).read_text())
-    (tmp_path / transformers_lora.CONFIG).write_text(json.dumps({**config, "target_modules": ["nowhere"]}))
+    config = json.loads((adapter / lora.CONFIG).read_text())
+    (tmp_path / lora.CONFIG).write_text(json.dumps({**config, "target_modules": ["nowhere"]}))
     refused("does not fit this model: Target modules .*nowhere.* not found")
     with pytest.raises(EngineGone, match="is an adapter: give its base as model"):
         load(settings(adapter))
@@ -235,8 +235,8 @@ import json, socket, sys
 tried = []
 socket.socket.connect = lambda self, address: tried.append(str(address)) or (_ for _ in ()).throw(OSError("no network"))
 socket.getaddrinfo = lambda *a, **k: tried.append(str(a)) or (_ for _ in ()).throw(OSError("no network"))
-from rejoinder.worker.engines.transformers_loading import load
-from rejoinder.worker.engines.transformers_settings import TransformersSettings
+from rejoinder.worker.engines.transformers.loading import load
+from rejoinder.worker.engines.transformers.settings import TransformersSettings
 from rejoinder.worker.errors import EngineGone
 results = []
 for config in json.loads(sys.argv[1]):

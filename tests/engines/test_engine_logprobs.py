@@ -12,8 +12,8 @@ from openai.types.chat import ChatCompletion
 from transformers import AutoModelForCausalLM
 from transformers.generation.continuous_batching.requests import RequestState
 
-from rejoinder.worker.engines.transformers_penalties import Penalties
-from rejoinder.worker.engines.transformers_sampling import Sampling
+from rejoinder.worker.engines.transformers.penalties import Penalties
+from rejoinder.worker.engines.transformers.sampling import Sampling
 from rejoinder.worker.errors import BadRequest
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

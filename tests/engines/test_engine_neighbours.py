@@ -9,8 +9,8 @@ import torch
 from engine_harness import CONTEXT, build_tiny, eventually, started
 from neighbours_harness import PER_PAGE, nothing_left, outcomes, sampling, sequences
 
-from rejoinder.worker.engines.transformers_recovery import HOPELESS, is_device_lost, is_out_of_memory
-from rejoinder.worker.engines.transformers_sampling import Sampling
+from rejoinder.worker.engines.transformers.recovery import HOPELESS, is_device_lost, is_out_of_memory
+from rejoinder.worker.engines.transformers.sampling import Sampling
 from rejoinder.worker.errors import Failed, Unavailable
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

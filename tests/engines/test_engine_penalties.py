@@ -10,8 +10,8 @@ from engine_harness import completion, started, tokens_of
 from transformers import AutoModelForCausalLM
 from transformers.generation.continuous_batching.requests import RequestState
 
-from rejoinder.worker.engines.transformers_penalties import History, Penalties, penalize
-from rejoinder.worker.engines.transformers_sampling import Sampling, SamplingProcessors
+from rejoinder.worker.engines.transformers.penalties import History, Penalties, penalize
+from rejoinder.worker.engines.transformers.sampling import Sampling, SamplingProcessors
 from rejoinder.worker.errors import BadRequest
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -235,7 +235,7 @@ async def test_refusals(engine, monkeypatch):
     ("static", "ahead", "penalties"), [(False, False, True), (True, False, False), (False, True, False)]
 )
 async def test_steps_that_cannot_know_all_tokens_before_them_take_no_penalties(static, ahead, penalties):
-    from rejoinder.worker.engines.transformers_continuous import _sees_history
+    from rejoinder.worker.engines.transformers.continuous import _sees_history
 
     config = SimpleNamespace(use_async_batching=ahead)
     manager = SimpleNamespace(logit_processor=SamplingProcessors(static=static), continuous_batching_config=config)

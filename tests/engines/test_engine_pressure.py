@@ -7,7 +7,7 @@ from itertools import count
 import pytest
 from engine_harness import GREEDY, KINDS, completion, eventually, started, tokens_of
 
-from rejoinder.worker.engines.transformers_sampling import Sampling
+from rejoinder.worker.engines.transformers.sampling import Sampling
 from rejoinder.worker.errors import BadRequest, RequestTooLarge, Unavailable
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

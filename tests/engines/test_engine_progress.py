@@ -6,7 +6,7 @@ import pytest
 from engine_harness import eventually, started
 from neighbours_harness import PER_PAGE, nothing_left, outcomes, sampling
 
-from rejoinder.worker.engines.transformers_sampling import Sampling
+from rejoinder.worker.engines.transformers.sampling import Sampling
 from rejoinder.worker.errors import Unavailable
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

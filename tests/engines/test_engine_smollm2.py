@@ -33,10 +33,10 @@ FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
 def test_greedy_is_what_generate_says_token_for_token(smollm2):
     import torch
 
-    from rejoinder.worker.engines.transformers_continuous import ContinuousBatch
-    from rejoinder.worker.engines.transformers_loading import load
-    from rejoinder.worker.engines.transformers_sampling import Sampling
-    from rejoinder.worker.engines.transformers_settings import TransformersSettings
+    from rejoinder.worker.engines.transformers.continuous import ContinuousBatch
+    from rejoinder.worker.engines.transformers.loading import load
+    from rejoinder.worker.engines.transformers.sampling import Sampling
+    from rejoinder.worker.engines.transformers.settings import TransformersSettings
 
     settings = TransformersSettings(model=str(smollm2), cache_bytes=2**27, threads=1)
     loaded = load(settings)
@@ -152,12 +152,12 @@ def test_two_processes_convert_once(tmp_path):
 
 
 def test_what_a_killed_conversion_left_is_deleted(tmp_path, monkeypatch):
-    from rejoinder.worker.engines import transformers_gguf
+    from rejoinder.worker.engines.transformers import gguf
 
     def convert(source, target, step):
         (target / "model.safetensors").touch()
 
-    monkeypatch.setattr(transformers_gguf, "convert", convert)
+    monkeypatch.setattr(gguf, "convert", convert)
     made = packaged.ensure(tmp_path / "elsewhere")
     models = tmp_path / "models"
     left, other = models / f".{made.name}.killed", models / "another-model"

@@ -9,10 +9,10 @@ import torch
 from engine_harness import CONTEXT, GREEDY, KINDS, build_tiny, completion, eventually, started, tokens_of
 from transformers import GenerationConfig
 
-from rejoinder.worker.engines.transformers_penalties import Penalties
-from rejoinder.worker.engines.transformers_probe import Together, rows_together
-from rejoinder.worker.engines.transformers_sampling import Sampling
-from rejoinder.worker.engines.transformers_static import StaticBatch
+from rejoinder.worker.engines.transformers.penalties import Penalties
+from rejoinder.worker.engines.transformers.probe import Together, rows_together
+from rejoinder.worker.engines.transformers.sampling import Sampling
+from rejoinder.worker.engines.transformers.static import StaticBatch
 from rejoinder.worker.errors import BadRequest, EngineGone, Failed, RequestTooLarge, Unavailable
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

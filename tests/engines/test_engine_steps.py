@@ -7,11 +7,11 @@ import pytest
 import torch
 from engine_harness import SMALL, completion, started, tokens_of
 
-from rejoinder.worker.engines.transformers_continuous import ContinuousBatch
-from rejoinder.worker.engines.transformers_engine import TransformersEngine
-from rejoinder.worker.engines.transformers_loading import load
-from rejoinder.worker.engines.transformers_sampling import Sampling
-from rejoinder.worker.engines.transformers_settings import TransformersSettings
+from rejoinder.worker.engines.transformers.continuous import ContinuousBatch
+from rejoinder.worker.engines.transformers.engine import TransformersEngine
+from rejoinder.worker.engines.transformers.loading import load
+from rejoinder.worker.engines.transformers.sampling import Sampling
+from rejoinder.worker.engines.transformers.settings import TransformersSettings
 from rejoinder.worker.errors import EngineGone
 
 
@@ -67,7 +67,7 @@ def test_flash_needs_its_package_and_a_gpu(tiny):
 )
 def test_what_pytorchs_kernel_refuses(tiny, monkeypatch, kind, config, why):
     """The checks alone: there is no GPU here that would run it."""
-    from rejoinder.worker.engines.transformers_attention import _why_no_kernel
+    from rejoinder.worker.engines.transformers.attention import _why_no_kernel
 
     dtype, capability = kind
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)

@@ -6,7 +6,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def test_stop_strings_across_characters_of_several_tokens(engine):
-    from rejoinder.worker.engines.transformers_text import StopMatcher
+    from rejoinder.worker.engines.transformers.text import StopMatcher
 
     text = "a日本語b🦊c the lazy dog"
     tokens = engine._text.encode(text)
@@ -20,7 +20,7 @@ async def test_stop_strings_across_characters_of_several_tokens(engine):
 
 @pytest.mark.parametrize("broken", [b"\x80", b"\xf0", b"\xf0\x9f"])
 async def test_a_run_of_broken_characters_is_decoded_in_pieces(engine, broken):
-    from rejoinder.worker.engines.transformers_text import StopMatcher
+    from rejoinder.worker.engines.transformers.text import StopMatcher
 
     class Counting:
         decoded = 0

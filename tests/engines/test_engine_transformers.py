@@ -8,7 +8,7 @@ from engine_harness import CONTEXT, GREEDY, KINDS, build_tiny, chat, completion,
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
-from rejoinder.worker.engines.transformers_sampling import Sampling
+from rejoinder.worker.engines.transformers.sampling import Sampling
 from rejoinder.worker.errors import BadRequest, EngineGone, Missing, RequestTooLarge
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -118,7 +118,7 @@ async def test_stop_tokens_and_the_end_of_sequence(vllm_engine, engine, fake, tm
 
 
 def sampling_of_nothing():
-    from rejoinder.worker.engines.transformers_sampling import Sampling
+    from rejoinder.worker.engines.transformers.sampling import Sampling
 
     return Sampling()
 

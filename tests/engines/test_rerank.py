@@ -151,7 +151,7 @@ def changed(directory, **config):
 
 
 def paths(directory, **config):
-    from rejoinder.worker.engines.transformers_tasks import create
+    from rejoinder.worker.engines.transformers.tasks import create
 
     return create({"model": str(directory), **config}).paths
 

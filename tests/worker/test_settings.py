@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rejoinder.worker.engines.factory import transformers_config
-from rejoinder.worker.engines.transformers_settings import TransformersSettings
+from rejoinder.worker.engines.transformers.settings import TransformersSettings
 from rejoinder.worker.settings import Settings, SettingsError, resolve, user_cache_dir
 
 GIVEN = {"requests": "memory://a", "responses": "memory://b", "engine": "echo"}

@@ -118,7 +118,7 @@ def create_transformers(config: Mapping[str, Any]) -> Engine:
     if own["model"] == PACKAGED_MODEL:
         # Only here and below is torch imported.
         own["model"] = str(import_module("rejoinder.worker.engines.smollm2").ensure(cache))
-    return cast("Engine", import_module("rejoinder.worker.engines.transformers_tasks").create(own))
+    return cast("Engine", import_module("rejoinder.worker.engines.transformers.tasks").create(own))
 
 
 def vllm_config(settings: Settings) -> dict[str, Any]:

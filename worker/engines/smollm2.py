@@ -71,7 +71,7 @@ def _convert_into(source: Path, target: Path) -> None:
     try:
         with _progress() as step:
             step("loading what reads it")
-            from rejoinder.worker.engines.transformers_gguf import convert  # noqa: PLC0415  # torch takes seconds
+            from rejoinder.worker.engines.transformers.gguf import convert  # noqa: PLC0415  # torch takes seconds
 
             convert(source, unfinished, step)
         unfinished.chmod(0o755)

@@ -32,8 +32,8 @@ from rejoinder.worker.engines import admission, answers, guard
 from rejoinder.worker.engines.admission import Limits
 from rejoinder.worker.engines.answers import Choice
 from rejoinder.worker.engines.protocol import Engine, EngineRequest, EngineStats
-from rejoinder.worker.engines.transformers_noise import sequence_seed
-from rejoinder.worker.engines.transformers_text import Text
+from rejoinder.worker.engines.transformers.noise import sequence_seed
+from rejoinder.worker.engines.transformers.text import Text
 from rejoinder.worker.engines.vllm_settings import VllmSettings
 from rejoinder.worker.errors import BadRequest, EngineGone, Failed, Unavailable
 

@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from rejoinder.worker.engines.admission import MAX_CHARACTERS_PER_TOKEN
 from rejoinder.worker.engines.length_pool import Tokens
 from rejoinder.worker.engines.protocol import EngineRequest, EngineStats
-from rejoinder.worker.engines.transformers_forward import Forward, ForwardBatcher
-from rejoinder.worker.engines.transformers_loading import context_of, load_as
-from rejoinder.worker.engines.transformers_settings import TransformersSettings
-from rejoinder.worker.engines.transformers_sources import checkpoint_json
+from rejoinder.worker.engines.transformers.forward import Forward, ForwardBatcher
+from rejoinder.worker.engines.transformers.loading import context_of, load_as
+from rejoinder.worker.engines.transformers.settings import TransformersSettings
+from rejoinder.worker.engines.transformers.sources import checkpoint_json
 from rejoinder.worker.errors import EngineGone, RequestTooLarge, Unavailable
 
 TEXT_THREADS = 2

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rejoinder.worker.engines.transformers_faults import no_number
-from rejoinder.worker.engines.transformers_sampling import SamplingProcessors
+from rejoinder.worker.engines.transformers.faults import no_number
+from rejoinder.worker.engines.transformers.sampling import SamplingProcessors
 from rejoinder.worker.errors import RetryableError
 
 

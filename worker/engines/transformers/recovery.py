@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState, RequestStatus
 
-from rejoinder.worker.engines.transformers_faults import is_device_lost, is_out_of_memory, no_number, out_of_memory
-from rejoinder.worker.engines.transformers_sampling import SamplingProcessors
-from rejoinder.worker.engines.transformers_scheduling import ResumingScheduler, Scheduled
+from rejoinder.worker.engines.transformers.faults import is_device_lost, is_out_of_memory, no_number, out_of_memory
+from rejoinder.worker.engines.transformers.sampling import SamplingProcessors
+from rejoinder.worker.engines.transformers.scheduling import ResumingScheduler, Scheduled
 from rejoinder.worker.errors import Failed, RetryableError
 
 HOPELESS = 8

@@ -9,7 +9,7 @@ from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPP
 
 from rejoinder.worker.engines.capacity import CacheUse
 from rejoinder.worker.engines.protocol import EngineStats
-from rejoinder.worker.engines.transformers_scheduling import ResumingScheduler
+from rejoinder.worker.engines.transformers.scheduling import ResumingScheduler
 
 
 class CountingScheduler(ResumingScheduler):

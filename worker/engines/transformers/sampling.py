@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 from transformers.generation.logits_process import LogitsProcessorList
 
-from rejoinder.worker.engines.transformers_grammar import Grammar, Progress, restrict
-from rejoinder.worker.engines.transformers_logprobs import Record, write
-from rejoinder.worker.engines.transformers_noise import gumbel, noise_key
-from rejoinder.worker.engines.transformers_penalties import NO_PENALTIES, History, Penalties, penalize
+from rejoinder.worker.engines.transformers.grammar import Grammar, Progress, restrict
+from rejoinder.worker.engines.transformers.logprobs import Record, write
+from rejoinder.worker.engines.transformers.noise import gumbel, noise_key
+from rejoinder.worker.engines.transformers.penalties import NO_PENALTIES, History, Penalties, penalize
 
 _CANDIDATES = (
     1024  # top_p alone looks at this many tokens first: 0.4 ms for 49,152 logits on a CPU, a sort takes 3.4 ms

@@ -13,7 +13,7 @@ import torch
 
 from rejoinder.worker.engines.length_pool import Pool, Tokens, Waiting
 from rejoinder.worker.engines.protocol import EngineStats
-from rejoinder.worker.engines.transformers_faults import is_device_lost, is_out_of_memory, out_of_memory
+from rejoinder.worker.engines.transformers.faults import is_device_lost, is_out_of_memory, out_of_memory
 from rejoinder.worker.errors import Failed, RetryableError, Unavailable
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
 
-from rejoinder.worker.engines.transformers_loading import quiet
+from rejoinder.worker.engines.transformers.loading import quiet
 from rejoinder.worker.errors import EngineGone
 
 _QUESTION = [{"role": "user", "content": "What is the capital of France?"}]

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from rejoinder.worker.engines import transformers_embeddings, transformers_engine, transformers_rerank
 from rejoinder.worker.engines.protocol import Engine
-from rejoinder.worker.engines.transformers_loading import quiet
-from rejoinder.worker.engines.transformers_settings import TransformersSettings
-from rejoinder.worker.engines.transformers_sources import checkpoint_json, refuse_pickles
+from rejoinder.worker.engines.transformers import embeddings, engine, rerank
+from rejoinder.worker.engines.transformers.loading import quiet
+from rejoinder.worker.engines.transformers.settings import TransformersSettings
+from rejoinder.worker.engines.transformers.sources import checkpoint_json, refuse_pickles
 
 Task = Literal["generate", "embed", "rerank"]
 
@@ -22,11 +22,11 @@ def create(config: Mapping[str, Any]) -> Engine:
     settings = TransformersSettings.model_validate(dict(config))
     match task_of(settings):
         case "embed":
-            return transformers_embeddings.create(config)
+            return embeddings.create(config)
         case "rerank":
-            return transformers_rerank.create(config)
+            return rerank.create(config)
         case "generate":
-            return transformers_engine.create(config)
+            return engine.create(config)
 
 
 def task_of(settings: TransformersSettings) -> Task:

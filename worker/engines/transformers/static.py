@@ -17,13 +17,13 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from rejoinder.worker.engines.gathering import Bounds, gather
 from rejoinder.worker.engines.protocol import EngineStats
-from rejoinder.worker.engines.transformers_batch import CPU_RUNNING, GPU_RUNNING, Generated, generated
-from rejoinder.worker.engines.transformers_faults import is_device_lost, is_out_of_memory, out_of_memory
-from rejoinder.worker.engines.transformers_loading import LoadedModel
-from rejoinder.worker.engines.transformers_probe import Together, model_inputs, rows_together
-from rejoinder.worker.engines.transformers_rows import News, Row, Steps, take
-from rejoinder.worker.engines.transformers_sampling import Sampling, followed
-from rejoinder.worker.engines.transformers_settings import TransformersSettings
+from rejoinder.worker.engines.transformers.batch import CPU_RUNNING, GPU_RUNNING, Generated, generated
+from rejoinder.worker.engines.transformers.faults import is_device_lost, is_out_of_memory, out_of_memory
+from rejoinder.worker.engines.transformers.loading import LoadedModel
+from rejoinder.worker.engines.transformers.probe import Together, model_inputs, rows_together
+from rejoinder.worker.engines.transformers.rows import News, Row, Steps, take
+from rejoinder.worker.engines.transformers.sampling import Sampling, followed
+from rejoinder.worker.engines.transformers.settings import TransformersSettings
 from rejoinder.worker.errors import EngineGone, Failed, RetryableError, Unavailable
 
 CPU_CACHE_BYTES = 2**30

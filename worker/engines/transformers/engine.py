@@ -16,16 +16,16 @@ from rejoinder.worker.engines.answers import Candidate, Choice, Place
 from rejoinder.worker.engines.capacity import Average
 from rejoinder.worker.engines.protocol import Engine, EngineRequest, EngineStats
 from rejoinder.worker.engines.token_bytes import TokenBytes, offsets
-from rejoinder.worker.engines.transformers_attention import in_force
-from rejoinder.worker.engines.transformers_batch import Batch, Generated
-from rejoinder.worker.engines.transformers_choice import choose_batch
-from rejoinder.worker.engines.transformers_grammar import Grammar, Grammars
-from rejoinder.worker.engines.transformers_loading import load
-from rejoinder.worker.engines.transformers_noise import sequence_seed
-from rejoinder.worker.engines.transformers_penalties import Penalties
-from rejoinder.worker.engines.transformers_sampling import Sampling
-from rejoinder.worker.engines.transformers_settings import TransformersSettings
-from rejoinder.worker.engines.transformers_text import StopMatcher, Text, cut
+from rejoinder.worker.engines.transformers.attention import in_force
+from rejoinder.worker.engines.transformers.batch import Batch, Generated
+from rejoinder.worker.engines.transformers.choice import choose_batch
+from rejoinder.worker.engines.transformers.grammar import Grammar, Grammars
+from rejoinder.worker.engines.transformers.loading import load
+from rejoinder.worker.engines.transformers.noise import sequence_seed
+from rejoinder.worker.engines.transformers.penalties import Penalties
+from rejoinder.worker.engines.transformers.sampling import Sampling
+from rejoinder.worker.engines.transformers.settings import TransformersSettings
+from rejoinder.worker.engines.transformers.text import StopMatcher, Text, cut
 from rejoinder.worker.errors import EngineGone, Failed, Unavailable
 
 TEXT_THREADS = 2

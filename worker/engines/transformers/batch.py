@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rejoinder.worker.engines.protocol import EngineStats
-from rejoinder.worker.engines.transformers_grammar import Progress
-from rejoinder.worker.engines.transformers_logprobs import Record, TokenLogprob
-from rejoinder.worker.engines.transformers_sampling import Sampling
+from rejoinder.worker.engines.transformers.grammar import Progress
+from rejoinder.worker.engines.transformers.logprobs import Record, TokenLogprob
+from rejoinder.worker.engines.transformers.sampling import Sampling
 
 CPU_RUNNING = 32
 GPU_RUNNING = 256
@@ -24,7 +24,7 @@ class Generated:
 
 
 def generated(tokens: list[int], brought: Mapping[str, Any]) -> Generated:
-    """What was generated of a sequence that brought what `transformers_sampling.followed` says.
+    """What was generated of a sequence that brought what `sampling.followed` says.
 
     Raises:
         Failed: its grammar left it no token.

@@ -7,8 +7,8 @@ from typing import Any
 import huggingface_hub
 from transformers.utils.hub import cached_file, resolve_revision
 
-from rejoinder.worker.engines import transformers_lora
-from rejoinder.worker.engines.transformers_settings import TransformersSettings
+from rejoinder.worker.engines.transformers import lora
+from rejoinder.worker.engines.transformers.settings import TransformersSettings
 from rejoinder.worker.errors import EngineGone
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -62,11 +62,11 @@ def lora_directory(name: str, settings: TransformersSettings, commits: dict[str,
     directory = Path(name)
     if not directory.is_dir():
         try:
-            files = [transformers_lora.CONFIG, transformers_lora.WEIGHTS]
+            files = [lora.CONFIG, lora.WEIGHTS]
             directory = Path(huggingface_hub.snapshot_download(name, allow_patterns=files, **source))
         except (OSError, ValueError) as exc:
             raise EngineGone(f"the lora adapter {name!r} cannot be loaded: {advice(exc)}") from exc
-    transformers_lora.check_files(directory, name)
+    lora.check_files(directory, name)
     return directory
 
 
@@ -77,7 +77,7 @@ def refuse_pickles(model: str) -> None:
         if path.is_absolute() or model.startswith((".", "~")) or path.is_file():
             raise EngineGone(f"the model {model!r} is no directory: give one, or the name of a hub repository")
         return
-    if (path / transformers_lora.CONFIG).is_file() and not (path / "config.json").is_file():
+    if (path / lora.CONFIG).is_file() and not (path / "config.json").is_file():
         raise EngineGone(f"the model {model!r} is an adapter: give its base as model, and this as lora")
     if not any(path.glob("*.safetensors")):
         found = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))

@@ -20,13 +20,13 @@ from transformers.generation.continuous_batching.model_runner import infer_max_s
 from rejoinder.worker.engines.capacity import CacheCapacity
 from rejoinder.worker.engines.protocol import EngineStats
 from rejoinder.worker.engines.stall import StallWatch
-from rejoinder.worker.engines.transformers_attention import choose, in_force
-from rejoinder.worker.engines.transformers_batch import CPU_RUNNING, GPU_RUNNING, Generated, generated
-from rejoinder.worker.engines.transformers_counting import CountingScheduler, size_of
-from rejoinder.worker.engines.transformers_loading import LoadedModel
-from rejoinder.worker.engines.transformers_recovery import Recovery
-from rejoinder.worker.engines.transformers_sampling import Sampling, SamplingProcessors, followed
-from rejoinder.worker.engines.transformers_settings import TransformersSettings
+from rejoinder.worker.engines.transformers.attention import choose, in_force
+from rejoinder.worker.engines.transformers.batch import CPU_RUNNING, GPU_RUNNING, Generated, generated
+from rejoinder.worker.engines.transformers.counting import CountingScheduler, size_of
+from rejoinder.worker.engines.transformers.loading import LoadedModel
+from rejoinder.worker.engines.transformers.recovery import Recovery
+from rejoinder.worker.engines.transformers.sampling import Sampling, SamplingProcessors, followed
+from rejoinder.worker.engines.transformers.settings import TransformersSettings
 from rejoinder.worker.errors import EngineGone, Failed, RetryableError, Unavailable
 
 CPU_BATCH_TOKENS = 256

@@ -2,11 +2,11 @@
 
 import logging
 
-from rejoinder.worker.engines.transformers_batch import Batch
-from rejoinder.worker.engines.transformers_continuous import ContinuousBatch
-from rejoinder.worker.engines.transformers_loading import LoadedModel
-from rejoinder.worker.engines.transformers_settings import TransformersSettings
-from rejoinder.worker.engines.transformers_static import StaticBatch
+from rejoinder.worker.engines.transformers.batch import Batch
+from rejoinder.worker.engines.transformers.continuous import ContinuousBatch
+from rejoinder.worker.engines.transformers.loading import LoadedModel
+from rejoinder.worker.engines.transformers.settings import TransformersSettings
+from rejoinder.worker.engines.transformers.static import StaticBatch
 from rejoinder.worker.errors import EngineGone
 
 log = logging.getLogger(__name__)

@@ -13,16 +13,16 @@ from rejoinder.schemas.embeddings import EmbeddingRequest
 from rejoinder.worker.engines.admission import check_vocabulary, checked, served_name
 from rejoinder.worker.engines.length_pool import Tokens
 from rejoinder.worker.engines.protocol import EngineRequest
-from rejoinder.worker.engines.transformers_forward import Forward
-from rejoinder.worker.engines.transformers_pooling import (
+from rejoinder.worker.engines.transformers.forward import Forward
+from rejoinder.worker.engines.transformers.pooling import (
     PoolingEngine,
     check_length,
     check_text,
     encode,
     load_pooling,
 )
-from rejoinder.worker.engines.transformers_settings import TransformersSettings
-from rejoinder.worker.engines.transformers_sources import checkpoint_json
+from rejoinder.worker.engines.transformers.settings import TransformersSettings
+from rejoinder.worker.engines.transformers.sources import checkpoint_json
 from rejoinder.worker.errors import BadRequest, EngineGone
 
 PATH = "/v1/embeddings"

@@ -37,7 +37,7 @@ def contradiction(settings: Any) -> str | None:
 
 
 class TransformersSettings(BaseModel):
-    """The config of `rejoinder.worker.engines.transformers_tasks:create`."""
+    """The config of `rejoinder.worker.engines.transformers.tasks:create`."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
 

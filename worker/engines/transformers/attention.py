@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-from rejoinder.worker.engines.transformers_settings import Attention
+from rejoinder.worker.engines.transformers.settings import Attention
 
 # With "flash" in its name transformers hands over sequence lengths and makes no mask. A digit after it would be taken
 # for a version of FlashAttention, whose kernels are then looked for.

@@ -19,8 +19,8 @@ from llguidance.hf import from_tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rejoinder.worker.engines import transformers_grammar_check
-from rejoinder.worker.engines.transformers_penalties import unseen
+from rejoinder.worker.engines.transformers import grammar_check
+from rejoinder.worker.engines.transformers.penalties import unseen
 from rejoinder.worker.errors import BadRequest, Failed, Unavailable
 
 MAX_CHARACTERS = 64 * 1024
@@ -28,7 +28,7 @@ MAX_CHARACTERS = 64 * 1024
 KEPT = 64
 """Schemas, or what is wrong with them, that need not be compiled again."""
 CHECK_SECONDS = 10.0
-"""By the clock, on a machine however busy; of the processor it takes `transformers_grammar_check.CPU_SECONDS`."""
+"""By the clock, on a machine however busy; of the processor it takes `grammar_check.CPU_SECONDS`."""
 THREADS = 2
 
 
@@ -165,8 +165,8 @@ class Grammars:
                 self._tokens = self._wrapped()
             except ValueError as exc:
                 return f"the model's tokenizer cannot be used for it: {exc}"
-        grammar = LLMatcher.grammar_from_json_schema(schema, overrides=transformers_grammar_check.OPTIONS)
-        matcher = LLMatcher(self._tokens, grammar, log_level=0, limits=transformers_grammar_check.limits())
+        grammar = LLMatcher.grammar_from_json_schema(schema, overrides=grammar_check.OPTIONS)
+        matcher = LLMatcher(self._tokens, grammar, log_level=0, limits=grammar_check.limits())
         first = matcher.deep_copy()
         first.compute_bitmask()
         # The first step can fail on what compiles: a schema that refers to itself alone allows nothing.
@@ -183,7 +183,7 @@ class Grammars:
 def _check(schema: str) -> str:
     """What is wrong with a schema; empty: nothing."""
     # -P: the folder of the script holds modules whose names the standard library has too.
-    command = [sys.executable, "-P", str(Path(transformers_grammar_check.__file__))]
+    command = [sys.executable, "-P", str(Path(grammar_check.__file__))]
     too_costly = "the schema is too complex to be compiled"
     try:
         done = subprocess.run(command, input=schema.encode(), capture_output=True, check=False, timeout=CHECK_SECONDS)  # noqa: S603  # our own file

@@ -18,10 +18,10 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_accelerate_available
 
-from rejoinder.worker.engines import transformers_lora
-from rejoinder.worker.engines.transformers_quantization import method, quantization_config
-from rejoinder.worker.engines.transformers_settings import TransformersSettings, needs_gpu
-from rejoinder.worker.engines.transformers_sources import advice, lora_directory, pinned, refuse_pickles
+from rejoinder.worker.engines.transformers import lora
+from rejoinder.worker.engines.transformers.quantization import method, quantization_config
+from rejoinder.worker.engines.transformers.settings import TransformersSettings, needs_gpu
+from rejoinder.worker.engines.transformers.sources import advice, lora_directory, pinned, refuse_pickles
 from rejoinder.worker.errors import EngineGone
 
 LENGTH_WITHOUT_POSITIONS = 4096
@@ -108,7 +108,7 @@ def load_as(
     except (OSError, ValueError, ImportError, RuntimeError, TypeError, KeyError, AttributeError) as exc:
         raise EngineGone(f"the model {settings.model!r} cannot be loaded{_with(settings)}: {advice(exc)}") from exc
     if adapter is not None and settings.lora is not None:
-        model = transformers_lora.apply(model, adapter, settings.lora)
+        model = lora.apply(model, adapter, settings.lora)
     return model.eval(), tokenizer
 
 
