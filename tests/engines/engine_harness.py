@@ -105,7 +105,14 @@ def mamba(vocabulary):
 FAMILIES = {"llama": llama, "t5": t5, "mamba": mamba}
 
 
-SMALL = {"threads": 1, "cache_bytes": 2**21, "page_size": 16, "max_batch_tokens": 64, "max_running": 8}
+SMALL = {
+    "threads": 1,
+    "cache_bytes": 2**21,
+    "page_size": 16,
+    "max_batch_tokens": 64,
+    "max_running": 8,
+    "warmup": False,  # steps are counted
+}
 
 
 async def started(model, **config):

@@ -252,7 +252,7 @@ async def test_logits_that_are_no_numbers_are_one_rows_failure(static, value, at
     before = static._batch.steps
     with marked(static, breaks):
         guilty, *calls = await at_once(static, tokens_of(static._batch, [MARK, 5, 6], 20, how), *runs(static, good))
-        with pytest.raises(Failed, match="no numbers"):
+        with pytest.raises(Failed, match="no number"):
             await guilty
         assert await asyncio.gather(*calls) == want
     assert static._batch.steps - before == max(map(len, want)), "nothing was run again"

@@ -91,7 +91,7 @@ async def test_warmed_up_it_has_made_steps_before_it_is_ready(tiny, warmup):
 
 
 async def test_a_model_of_two_positions_warms_up(tiny):
-    engine = await started(tiny, max_model_len=2)
+    engine = await started(tiny, max_model_len=2, warmup=True)
     try:
         result = await engine.generate(completion({"prompt": [5], "max_tokens": 1}))
     finally:
