@@ -101,7 +101,7 @@ async def test_a_model_of_two_positions_warms_up(tiny):
 
 async def test_what_cannot_warm_up_does_not_start_and_leaves_no_thread(tiny, monkeypatch):
     before = threading.active_count()
-    engine = TransformersEngine(settings(tiny))
+    engine = TransformersEngine(settings(tiny, warmup=True))
     original = engine._load
 
     def broken():
@@ -118,7 +118,7 @@ async def test_what_cannot_warm_up_does_not_start_and_leaves_no_thread(tiny, mon
 
 
 async def test_cancelling_the_start_ends_the_thread(tiny, monkeypatch):
-    engine = TransformersEngine(settings(tiny))
+    engine = TransformersEngine(settings(tiny, warmup=True))
     reached, alive = asyncio.Event(), []
 
     async def endless():
