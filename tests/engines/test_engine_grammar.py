@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from transformers.generation.continuous_batching.requests import RequestState
 from rejoinder.worker.engines.transformers import grammar
 from rejoinder.worker.engines.transformers.grammar import MAX_CHARACTERS
 from rejoinder.worker.engines.transformers.sampling import Sampling
-from rejoinder.worker.errors import BadRequest, Failed
+from rejoinder.worker.errors import BadRequest, Failed, Unavailable
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -222,6 +223,55 @@ async def test_a_dead_end_fails_that_sequence_alone(engine, monkeypatch):
         await engine._batch.run([5, 6, 7], 20, stuck)
     assert await neighbour == await tokens_of(engine._batch, [5, 6, 7], 20, Sampling())
     check_record((await said(engine, asking(RECORD)))[0])
+
+
+async def test_it_fails_who_reached_the_dead_end_alone(engine):
+    """A sequence that a stop string has ended may go on a little, unseen."""
+    compiled = await engine._grammars.compiled({"const": "fox"})
+    following = compiled.begin(3)
+    following.update([5, 6, 7], [])
+    following.allowed()
+    following.update([5, 6, 7, 8], [])  # which it does not take
+    following.allowed()
+    following.update([5, 6, 7, 8], [1])
+    following.allowed()
+    following.check(1)
+    with pytest.raises(Failed, match="response_format"):
+        following.check(2)
+
+
+async def test_a_matcher_is_touched_by_the_generation_thread_alone(engine):
+    """It may not be asked while it computes a mask, which it does without the GIL."""
+    compiled = await engine._grammars.compiled(RECORD)
+    threads = set()
+
+    class Watched:
+        def __init__(self, matcher):
+            self._matcher = matcher
+
+        def __getattr__(self, name):
+            threads.add(threading.get_ident())
+            return getattr(self._matcher, name)
+
+    class Watching(type(compiled)):
+        def begin(self, prompt_tokens):
+            following = super().begin(prompt_tokens)
+            following._matcher = Watched(following._matcher)
+            return following
+
+    sampling = Sampling(grammar=Watching(compiled._matcher, compiled._eos))
+    for stop in (None, lambda tokens: len(tokens) == 4):
+        assert len(await tokens_of(engine._batch, [5, 6, 7], 60, sampling, stop)) >= 4
+    assert threads == {engine._batch._manager._generation_thread.ident}
+
+
+async def test_a_busy_machine_is_no_fault_of_the_schema(engine, monkeypatch):
+    schema = {"enum": ["up", "down"]}
+    with monkeypatch.context() as patch:
+        patch.setattr(grammar, "CHECK_SECONDS", 1e-6)
+        with pytest.raises(Unavailable, match="in time"):
+            await engine.generate(asking(schema))
+    assert (await said(engine, asking(schema)))[0] in {'"up"', '"down"'}
 
 
 LEAVES = st.one_of(

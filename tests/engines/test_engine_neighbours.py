@@ -146,6 +146,35 @@ async def test_what_admission_would_have_refused_fails_alone(engine):
     await nothing_left(engine)
 
 
+async def test_what_a_failure_says_quotes_nothing(engine, caplog):
+    poison_token = 285
+    error = ValueError("a prompt, word for word")
+    with before_forward(engine, raising(error, lambda tokens, _: poison_token in tokens)):
+        (failed,) = await outcomes(engine._batch, ([poison_token], 5, Sampling()))
+    assert (type(failed), failed.message) == (Failed, "the engine failed on this request: ValueError")
+    assert "before_forward" in caplog.text or "hook" in caplog.text
+    assert "word for word" not in caplog.text
+    await nothing_left(engine)
+
+
+async def test_a_stop_that_raises_is_its_own_sequences_failure(engine):
+    """Outputs of one step come together: all four end in the same one."""
+    want = await outcomes(engine._batch, *[([5 + i] * 4, 9, Sampling()) for i in range(4)])
+
+    def broken(tokens):
+        if len(tokens) == 9:
+            raise ValueError("broken")
+
+    async with asyncio.timeout(20):
+        first, *others = await outcomes(
+            engine._batch,
+            *[([5 + i] * 4, 9, Sampling(), broken if i == 0 else lambda _: False) for i in range(4)],
+        )
+    assert type(first) is ValueError
+    assert others == want[1:]
+    await nothing_left(engine)
+
+
 async def test_recovery_and_preemption_and_cancelling_together(tiny):
     big = await started(tiny)
     wanted = [([5 + i] * (20 + i), 60, sampling(i)) for i in range(8)]

@@ -153,6 +153,23 @@ async def test_the_death_of_the_generation_thread_is_everybodys(tiny):
         await dying.stop()
 
 
+async def test_added_while_the_thread_ends_it_is_told(tiny):
+    """The thread fails what is in its queue once; what comes after that nobody looks at."""
+    engine = await started(tiny)
+    manager = engine._batch._manager
+    original = manager.input_queue.put
+
+    def late(*args, **kwargs):
+        manager.stop(block=True, hard_stop=True)
+        original(*args, **kwargs)
+
+    manager.input_queue.put = late
+    async with asyncio.timeout(20):
+        with pytest.raises(Unavailable):
+            await engine._batch.run([5] * 4, 5, Sampling())
+    await engine.stop()
+
+
 async def test_stopping_answers_what_runs(tiny):
     engine = await started(tiny)
     call = asyncio.create_task(engine.generate(completion({**GREEDY, "max_tokens": 200})))

@@ -179,7 +179,7 @@ def check_sampling(request: CompletionRequest | ChatCompletionRequest, limits: L
 
 def _static(param: str, remedy: str) -> BadRequest:
     return BadRequest(
-        f"{param} is not supported by this worker, which runs with CUDA graphs: {remedy}",
+        f"{param} is not supported by this worker, whose steps are CUDA graphs, compiled or asynchronous: {remedy}",
         param=param,
     )
 

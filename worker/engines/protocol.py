@@ -29,7 +29,7 @@ class EngineStats:
     """What an engine has done since it was started. Everything only grows: a difference is what an interval brought."""
 
     steps: int = 0
-    """Of the model."""
+    """Of the model. Those made again after a failure count again, with what is in them."""
     sequences: int = 0
     """In a step, summed over the steps."""
     places: int = 0

@@ -27,11 +27,11 @@ def generated(tokens: list[int], brought: Mapping[str, Any]) -> Generated:
     """What was generated of a sequence that brought what `sampling.followed` says.
 
     Raises:
-        Failed: its grammar left it no token.
+        Failed: its grammar left one of them no choice.
     """
     progress: Progress | None = brought.get("progress")
     if progress is not None:
-        progress.check()
+        progress.check(len(tokens))
     record: Record | None = brought.get("record")
     return Generated(tokens, None if record is None else record.first(len(tokens)))
 

@@ -137,8 +137,12 @@ class ContinuousBatch:
             if output.error is not None:
                 done.set_exception(self._failure(output.error))
             elif stop is not None:
-                # One token at a time, so that the end does not depend on how outputs were gathered.
-                end = next((n for n in range(seen + 1, len(tokens) + 1) if stop(tokens[:n])), None)
+                try:
+                    # One token at a time, so that the end does not depend on how outputs were gathered.
+                    end = next((n for n in range(seen + 1, len(tokens) + 1) if stop(tokens[:n])), None)
+                except Exception as exc:  # noqa: BLE001  # raised here it would lose the other sequences' outputs
+                    done.set_exception(exc)
+                    return
                 seen = len(tokens)
                 if end is not None:
                     done.set_result(tokens[:end])
@@ -156,7 +160,7 @@ class ContinuousBatch:
                 eos_token_id=sorted(self._eos.union(stop_tokens)) or None,
                 **brought,
             )
-            if added is None:
+            if added is None or not self.alive:  # the thread may have ended between looking and adding: it tells nobody
                 raise Unavailable("the engine is ending; the request will be tried again")
             tokens = await done
             self._capacity.saw(self._size(len(prompt) + len(tokens) // 2), len(tokens))

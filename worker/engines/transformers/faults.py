@@ -1,5 +1,7 @@
 """What a failed step of a model says: memory was short, the device is lost, or one sequence has no next token."""
 
+import traceback
+
 import torch
 
 from rejoinder.worker.errors import Failed, Unavailable
@@ -37,3 +39,8 @@ def out_of_memory() -> Unavailable:
 def no_number() -> Failed:
     """The error of a sequence for which no token can be drawn."""
     return Failed("the model gave no number for the next token (NaN or infinite logits)", code="no_number")
+
+
+def where(error: Exception) -> str:
+    """An error's type and where it was raised. Its message may quote a prompt, which does not belong into logs."""
+    return f"{type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}"

@@ -28,7 +28,7 @@ MAX_CHARACTERS = 64 * 1024
 KEPT = 64
 """Schemas, or what is wrong with them, that need not be compiled again."""
 CHECK_SECONDS = 10.0
-"""By the clock, on a machine however busy; of the processor it takes `grammar_check.CPU_SECONDS`."""
+"""By the clock. `grammar_check` ends itself after much less of the processor: it is the machine that is busy."""
 THREADS = 2
 
 
@@ -60,10 +60,14 @@ class Progress:
     def __init__(self, matcher: LLMatcher, eos: frozenset[int], prompt_tokens: int) -> None:
         self._matcher = matcher
         self._eos = eos
+        self._prompt_tokens = prompt_tokens
         self._seen = prompt_tokens
+        self._length = prompt_tokens
+        self._dead_end: tuple[int, str] | None = None  # written once, with the token that could not be chosen
 
     def update(self, initial: Sequence[int], generated: Sequence[int]) -> None:
         """Take each token that is new of a sequence that is `initial + generated`."""
+        self._length = len(initial) + len(generated)
         new = unseen(initial, generated, self._seen)
         self._seen += len(new)
         if new:
@@ -74,18 +78,22 @@ class Progress:
         mask = self._matcher.compute_bitmask()
         if not self._matcher.is_error():
             return mask
+        if self._dead_end is None:
+            reason = self._matcher.get_error().partition("\n")[0]
+            self._dead_end = (self._length - self._prompt_tokens, reason)
         ending = min(self._eos)
         return (1 << ending).to_bytes(len(mask), "little")
 
-    def check(self) -> None:
-        """Raise for a sequence that could not go on.
+    def check(self, count: int) -> None:
+        """Raise for a sequence that could not go on to its first `count` new tokens. In any thread.
+
+        The matcher is not asked: a sequence that a stop string has ended may be in one more step, which holds it.
 
         Raises:
             Failed: with the reason.
         """
-        if self._matcher.is_error():
-            first = self._matcher.get_error().partition("\n")[0]
-            raise Failed(f"the answer could not be continued under its response_format: {first}")
+        if self._dead_end is not None and self._dead_end[0] < count:
+            raise Failed(f"the answer could not be continued under its response_format: {self._dead_end[1]}")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Itself: a preemption copies what a sequence brought, and goes on with the copy."""
@@ -125,7 +133,7 @@ class Grammars:
 
         Raises:
             BadRequest: it is too large or too costly, or it says what cannot be guaranteed; the message says what.
-            Unavailable: the engine is stopping.
+            Unavailable: the engine is stopping, or the machine too busy to tell.
         """
         text = json.dumps(schema, separators=(",", ":"))
         if len(text) > MAX_CHARACTERS:
@@ -144,7 +152,7 @@ class Grammars:
                 raise Unavailable("the engine is ending; the request will be tried again") from None
             raise
         except Exception:
-            self._known.pop(text, None)  # no process could be started: that says nothing of the schema
+            self._known.pop(text, None)  # no process could be started, or none was in time: no fault of the schema
             raise
         if isinstance(grammar, str):
             raise _refused(grammar)
@@ -181,15 +189,18 @@ class Grammars:
 
 
 def _check(schema: str) -> str:
-    """What is wrong with a schema; empty: nothing."""
+    """What is wrong with a schema; empty: nothing.
+
+    Raises:
+        Unavailable: the machine is too busy to tell.
+    """
     # -P: the folder of the script holds modules whose names the standard library has too.
     command = [sys.executable, "-P", str(Path(grammar_check.__file__))]
-    too_costly = "the schema is too complex to be compiled"
     try:
         done = subprocess.run(command, input=schema.encode(), capture_output=True, check=False, timeout=CHECK_SECONDS)  # noqa: S603  # our own file
     except subprocess.TimeoutExpired:
-        return too_costly
-    return too_costly if done.returncode else _reason(done.stdout.decode())
+        raise Unavailable("the schema could not be checked in time; the request will be tried again") from None
+    return "the schema is too complex to be compiled" if done.returncode else _reason(done.stdout.decode())
 
 
 def _reason(error: str) -> str:

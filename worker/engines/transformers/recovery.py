@@ -13,7 +13,13 @@ from torch import Tensor
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState, RequestStatus
 
-from rejoinder.worker.engines.transformers.faults import is_device_lost, is_out_of_memory, no_number, out_of_memory
+from rejoinder.worker.engines.transformers.faults import (
+    is_device_lost,
+    is_out_of_memory,
+    no_number,
+    out_of_memory,
+    where,
+)
 from rejoinder.worker.engines.transformers.sampling import SamplingProcessors
 from rejoinder.worker.engines.transformers.scheduling import ResumingScheduler, Scheduled
 from rejoinder.worker.errors import Failed, RetryableError
@@ -33,6 +39,8 @@ class Fault:
     """Why a step failed, as the error of the sequence that is to blame."""
 
     error: RetryableError
+    reason: str
+    """For the log."""
     memory: bool = False
     """A smaller step might do."""
 
@@ -82,8 +90,7 @@ class Recovery:
         sizes = [(part.state.request_id, part.tokens) for part in step]
         if scheduler.halving.group is None:
             tokens = sum(size for _, size in sizes)
-            reason = "out of memory" if fault.memory else fault.error.message
-            _log.warning("a step of %d sequences, %d tokens, is done again: %s", len(step), tokens, reason)
+            _log.warning("a step of %d sequences, %d tokens, is done again: %s", len(step), tokens, fault.reason)
         guilty = scheduler.halving.failed(sizes, memory=fault.memory)
         for part in step:
             if not self._undo(part) or part.state.request_id == guilty:
@@ -155,10 +162,10 @@ class Recovery:
 
 def _no_number() -> Fault:
     """A new one for each sequence: what is raised keeps its traceback."""
-    return Fault(no_number())
+    return Fault(no_number(), "no number")
 
 
 def _fault(error: Exception) -> Fault:
     if is_out_of_memory(error):
-        return Fault(out_of_memory(), memory=True)
-    return Fault(Failed(f"the engine failed on this request: {str(error).partition(chr(10))[0]}"))
+        return Fault(out_of_memory(), "out of memory", memory=True)
+    return Fault(Failed(f"the engine failed on this request: {type(error).__name__}"), where(error))

@@ -7,7 +7,6 @@ two runs it, whoever its neighbours are, and when a batch that failed is run aga
 import logging
 import threading
 import time
-import traceback
 from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from rejoinder.worker.engines.gathering import Bounds, gather
 from rejoinder.worker.engines.protocol import EngineStats
 from rejoinder.worker.engines.transformers.batch import CPU_RUNNING, GPU_RUNNING, Generated, generated
-from rejoinder.worker.engines.transformers.faults import is_device_lost, is_out_of_memory, out_of_memory
+from rejoinder.worker.engines.transformers.faults import is_device_lost, is_out_of_memory, out_of_memory, where
 from rejoinder.worker.engines.transformers.loading import LoadedModel
 from rejoinder.worker.engines.transformers.probe import Together, model_inputs, rows_together
 from rejoinder.worker.engines.transformers.rows import News, Row, Steps, take
@@ -154,7 +153,7 @@ class StaticBatch:
             while rows := self._next():
                 self._run_parts(rows)
         except Exception as exc:  # noqa: BLE001  # the device is lost, or this file is wrong: the engine ends
-            log.error("static batching has ended: %s", _where(exc))
+            log.error("static batching has ended: %s", where(exc))
         finally:
             with self._changed:
                 self._stopping = True  # who comes now is refused; who came before is told
@@ -227,7 +226,7 @@ class StaticBatch:
                 if is_device_lost(exc):  # not a row's failure
                     raise
                 if len(rows) == 1:
-                    log.warning("the model failed on one sequence alone: %s", _where(exc))
+                    log.warning("the model failed on one sequence alone: %s", where(exc))
                 return Failed(f"the engine failed on this request: {type(exc).__name__}")
         else:
             return None
@@ -293,8 +292,3 @@ def _cached_tokens(model: PreTrainedModel, cache_bytes: int | None) -> int | Non
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     values = int(2 * (layers or config.num_hidden_layers) * heads * size)
     return max(1, cache_bytes // (values * torch.empty(0, dtype=model.dtype).element_size()))
-
-
-def _where(exc: Exception) -> str:
-    """An exception's type and where it was raised. Its message may quote a prompt, which does not belong into logs."""
-    return f"{type(exc).__name__}\n{''.join(traceback.format_tb(exc.__traceback__))}"
