@@ -20,6 +20,20 @@ from rejoinder.worker.engines.vllm_settings import not_twice
 ENV_PREFIX = "REJOINDER_"
 CONFIG_FILE = "rejoinder.toml"
 
+OF_PROCESSES = ("devices", "engine_processes", "engine_start_seconds", "engine_hang_seconds", "engine_max_deaths")
+"""Settings of the processes that models run in."""
+NOT_OF_VLLM = (
+    *("task", "pooling", "normalize", "engine_processes", "engine_stall_seconds", "device", "devices", "attn"),
+    *("batching", "cache_memory_share", "cuda_graphs", "async_batching", "compile", "warmup", "quantization"),
+    *("lora", "lora_revision", "tokenizer", "tokenizer_revision", "code_revision", "offline", "threads"),
+)
+"""What vLLM has its own ways for, or has not at all."""
+NOT_OF_ECHO = (
+    *("served_model_name", "engine_process", *OF_PROCESSES, "dtype", "revision", "trust_remote_code"),
+    *("max_model_len", "max_running", "max_batch_tokens", "cache_bytes", "default_max_tokens"),
+    *(name for name in NOT_OF_VLLM if name not in OF_PROCESSES),
+)
+
 
 class SettingsError(ValueError):
     """A setting has no usable value; the message names it, its origin, and what is allowed."""
@@ -126,7 +140,7 @@ class Settings(BaseModel):
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub model.")
     trust_remote_code: bool = Field(default=False, description="Run code that comes with the checkpoint.")
-    max_model_len: int | None = Field(default=None, ge=1, description="Prompt plus new tokens. Default: the model's.")
+    max_model_len: int | None = Field(default=None, ge=2, description="Prompt plus new tokens. Default: the model's.")
     max_running: int | None = Field(default=None, ge=1, description="Requests in the batch at once. Default: auto.")
     max_batch_tokens: int | None = Field(default=None, ge=1, description="Tokens in one step. Default: auto.")
     cache_bytes: int | None = Field(default=None, ge=1, description="Size of the KV cache. Default: auto.")
@@ -185,23 +199,23 @@ class Settings(BaseModel):
             raise ValueError("vllm_args has a meaning only with engine vllm: leave it out")
         if self.engine == "vllm":
             not_twice(self.vllm_args)
-            others = {"device", "devices", "engine_processes", "attn", "threads"} & self.model_fields_set
-            if asked := ", ".join(sorted(others)):
-                raise ValueError(
-                    f"{asked} has no meaning with engine vllm: leave it out, or use vLLM's own in vllm_args"
-                )
+            self._refuse(NOT_OF_VLLM, "with engine vllm: leave it out, or use vLLM's own in vllm_args")
         if problem := contradiction(self):
             raise ValueError(problem)
+        if self.engine_name == "echo":
+            self._refuse(NOT_OF_ECHO, "with engine echo, which has no model: leave it out")
         return self
+
+    def _refuse(self, names: tuple[str, ...], why: str) -> None:
+        """Refuse what somebody set of some settings: it would be ignored."""
+        if asked := ", ".join(name for name in names if name in self.model_fields_set):
+            raise ValueError(f"{asked} has no meaning {why}")
 
     @model_validator(mode="after")
     def _processes_have_their_devices(self) -> "Settings":
-        given = [name for name in ("devices", "engine_processes") if name in self.model_fields_set]
-        if given and self.engine_name == "echo":
-            raise ValueError(f"{given[0]} has no meaning with engine echo, which has no process of its own")
-        if given and not self.engine_process:
-            raise ValueError(f"{given[0]} has no meaning without engine_process")
-        if "devices" in given:
+        if not self.engine_process:
+            self._refuse(OF_PROCESSES, "without engine_process: leave it out")
+        if "devices" in self.model_fields_set:
             _check_devices(self.devices)
             for name in ("device", "engine_processes"):
                 if name in self.model_fields_set:

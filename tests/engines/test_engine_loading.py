@@ -11,7 +11,7 @@ from engine_harness import GREEDY, SMALL, completion, started
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rejoinder.worker.engines.transformers import lora
+from rejoinder.worker.engines.transformers import lora, sources
 from rejoinder.worker.engines.transformers.loading import load
 from rejoinder.worker.engines.transformers.settings import TransformersSettings
 from rejoinder.worker.errors import EngineGone
@@ -248,9 +248,9 @@ print(json.dumps([results, tried]))
 """
 
 
-def in_a_process_without_network(home, *configs):
+def in_a_process_without_network(home, *configs, script=OFFLINE):
     done = subprocess.run(
-        [sys.executable, "-c", OFFLINE, json.dumps(configs)],
+        [sys.executable, "-c", script, json.dumps(configs)],
         capture_output=True,
         text=True,
         check=True,
@@ -286,3 +286,27 @@ def test_without_it_a_hub_name_is_looked_up(tmp_path):
     results, tried = in_a_process_without_network(tmp_path, {"model": "some/absent"})
     assert "cannot be loaded" in results[0]
     assert tried
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_without_a_hub_what_is_cached_says_the_task(tiny, tmp_path, offline):
+    cached(tmp_path, "some/model", tiny)
+    script = OFFLINE.replace("loading import load", "tasks import task_of").replace("dict(load(", "task_of(")
+    script = script.replace(").commits)", ")")
+    results, tried = in_a_process_without_network(tmp_path, {"model": "some/model", "offline": offline}, script=script)
+    assert results == ["generate"]
+    assert bool(tried) is not offline
+
+
+def test_a_branch_is_looked_up_once(monkeypatch):
+    class Resolved(str):
+        __slots__ = ()
+        resolved = COMMIT
+
+    asked = []
+    monkeypatch.setattr(sources, "resolve_revision", lambda *a, **_: asked.append(a) or Resolved("main"))
+    found = [{}, {}]
+    for commits in found:
+        sources.pinned("model", "some/model", "looked-up-once", offline=True, commits=commits)
+    assert asked == [("some/model", "looked-up-once")]
+    assert found == [{"model": COMMIT}] * 2

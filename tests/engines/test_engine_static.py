@@ -2,11 +2,15 @@
 
 import asyncio
 import contextlib
+import copy
+import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import pytest_asyncio
 import torch
-from engine_harness import CONTEXT, GREEDY, KINDS, build_tiny, completion, eventually, started, tokens_of
+from engine_harness import CONTEXT, GREEDY, KINDS, build_tiny, chat, completion, eventually, started, tokens_of
 from transformers import GenerationConfig
 
 from rejoinder.worker.engines.transformers.penalties import Penalties
@@ -65,6 +69,29 @@ async def together(engine, prompts):
     return await asyncio.gather(*await at_once(engine, *runs(engine, prompts)))
 
 
+PET = {
+    "type": "object",
+    "properties": {"kind": {"enum": ["fox", "dog"]}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["kind", "age"],
+    "additionalProperties": False,
+}
+
+
+async def following(engine, i):
+    """Sampling that follows its sequence in each way that there is: every row by its history, most by more."""
+    grammar = await engine._grammars.compiled(PET) if i % 3 else None
+    return replace(kind(i), penalties=Penalties(1.2, 0.3, 0.2), logprobs=(0, 3, 5)[i % 3], grammar=grammar)
+
+
+def same(got, want):
+    assert [one.tokens for one in got] == [one.tokens for one in want]
+    for one, other in zip(got, want, strict=True):
+        assert len(one.logprobs) == len(one.tokens)
+        for here, there in zip(one.logprobs, other.logprobs, strict=True):
+            assert here.logprob == pytest.approx(there.logprob, abs=1e-4)
+            assert [value for _, value in here.top] == pytest.approx([value for _, value in there.top], abs=1e-4)
+
+
 @contextlib.contextmanager
 def hooked(module, hook):
     handle = module.register_forward_hook(hook)
@@ -112,6 +139,95 @@ async def test_the_same_text_as_by_continuous_batching(engine, models):
     want = await asyncio.gather(*map(engine.generate, requests))
     assert await asyncio.gather(*map(static.generate, requests)) == want
     await static.stop()
+
+
+def apart(bodies):
+    """The answers without their log-probabilities, and those alone."""
+    bodies = copy.deepcopy(bodies)
+    told = [choice.pop("logprobs") for body in bodies for choice in body["choices"]]
+    return bodies, [[one["logprob"] for one in known["content"]] for known in told if known]
+
+
+async def test_the_same_log_probabilities_and_json_as_by_continuous_batching(engine, models):
+    static = await started(models["llama"], batching="static")
+    schema = {"type": "json_schema", "json_schema": {"name": "pet", "schema": PET}}
+    requests = [
+        chat(
+            {
+                "messages": [{"role": "user", "content": f"fox {i} jumps" * (1 + i % 4)}],
+                "max_tokens": 80,
+                **what,
+                **({"logprobs": True, "top_logprobs": i % 4} if i % 3 else {}),
+                **({"response_format": schema} if i % 2 else {}),
+            },
+            f"told-{i}",
+        )
+        for i, what in enumerate((KINDS + [{"temperature": 0, "repetition_penalty": 1.3}]) * 3)
+    ]
+    want, want_told = apart(await asyncio.gather(*map(engine.generate, requests)))
+    got, told = apart(await asyncio.gather(*map(static.generate, requests)))
+    await static.stop()
+    assert got == want
+    assert len(told) == 14
+    for here, there in zip(told, want_told, strict=True):
+        assert here == pytest.approx(there, abs=1e-4)
+    for body in got[1::2]:
+        assert set(json.loads(body["choices"][0]["message"]["content"])) == {"kind", "age"}
+
+
+async def test_log_probabilities_are_the_models_own(static):
+    model = static._batch._model
+    for i, prompt in enumerate(prompts(3)):
+        done = await static._batch.run(prompt, 20, await following(static, i))
+        with torch.no_grad():
+            if model.config.is_encoder_decoder:
+                logits = model(torch.tensor([prompt]), decoder_input_ids=torch.tensor([[0, *done.tokens]])).logits
+                raw = logits[0, :-1].log_softmax(-1)
+            else:
+                raw = model(torch.tensor([[*prompt, *done.tokens]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        for token, known, row in zip(done.tokens, done.logprobs, raw, strict=True):
+            assert known.logprob == pytest.approx(float(row[token]), abs=2e-4)
+            values = [value for _, value in known.top]
+            assert values == pytest.approx(row.topk(len(known.top)).values.tolist(), abs=2e-4)
+
+
+async def test_what_follows_a_row_does_not_depend_on_its_neighbours(static):
+    ways = [await following(static, i) for i in range(8)]
+    want = [await static._batch.run(prompt, 60, way) for prompt, way in zip(prompts(), ways, strict=True)]
+    calls = [static._batch.run(prompt, 60, way) for prompt, way in zip(prompts(), ways, strict=True)]
+    same(await asyncio.gather(*await at_once(static, *calls)), want)
+    for one, way in zip(want, ways, strict=True):
+        if way.grammar is not None:
+            assert set(json.loads(static._text.decode(one.tokens))) == {"kind", "age"}
+
+
+@pytest.mark.parametrize("at", [1, 2, 9])
+async def test_a_batch_that_is_run_again_takes_no_token_twice(static, at):
+    ways = [await following(static, i) for i in range(6)]
+    want = [await static._batch.run(prompt, 40, way) for prompt, way in zip(prompts(6), ways, strict=True)]
+
+    def fails(rows, step, output):
+        if step == at:
+            raise RuntimeError("an index is out of bounds")
+
+    with marked(static, fails):
+        calls = [static._batch.run(prompt, 40, way) for prompt, way in zip(prompts(6), ways, strict=True)]
+        guilty, *others = await at_once(static, tokens_of(static._batch, [MARK, 5, 6], 20, Sampling()), *calls)
+        with pytest.raises(Failed):
+            await guilty
+        same(await asyncio.gather(*others), want)
+
+
+async def test_a_translation_does_not_say_what_its_model_must_not(models, tmp_path):
+    shutil.copytree(models["t5"], tmp_path, dirs_exist_ok=True)
+    engine = await started(models["t5"])
+    said = await tokens_of(engine._batch, [5, 6, 7], 20, Sampling())
+    await engine.stop()
+    file = tmp_path / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "bad_words_ids": [[said[0]]]}))
+    engine = await started(tmp_path)
+    assert said[0] not in await tokens_of(engine._batch, [5, 6, 7], 20, Sampling())
+    await engine.stop()
 
 
 async def test_rows_do_not_depend_on_their_neighbours(static):
@@ -303,6 +419,8 @@ async def test_the_end_of_the_thread_is_everybodys(models):
         ("mamba", {"batching": "continuous"}, "keeps a state .*: set batching to auto"),
         ("llama", {"batching": "static", "attn": "varlen"}, "only continuous batching has"),
         ("llama", {"batching": "static", "cache_bytes": 100}, "less than two tokens"),
+        ("mamba", {"compile": "default"}, "keeps a state .* runs by static batching, but compile is set"),
+        ("t5", {"compile": "max"}, "is an encoder-decoder, so it runs by static batching, but compile is set"),
     ],
 )
 async def test_what_cannot_be_batched_so_is_said(models, family, config, message):

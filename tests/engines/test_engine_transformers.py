@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 
 import pytest
 from engine_harness import CONTEXT, GREEDY, KINDS, build_tiny, chat, completion, eventually, started, tokens_of
@@ -9,7 +10,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
 from rejoinder.worker.engines.transformers.sampling import Sampling
-from rejoinder.worker.errors import BadRequest, EngineGone, Missing, RequestTooLarge
+from rejoinder.worker.errors import BadRequest, EngineGone, Missing, RequestTooLarge, Unavailable
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -204,3 +205,16 @@ async def test_what_cannot_be_loaded_says_why(tmp_path, files, message):
 async def test_an_unusable_device_is_said(tiny):
     with pytest.raises(EngineGone, match="device 'nonsense'"):
         await started(tiny, device="nonsense")
+
+
+async def test_stopping_tells_those_whose_text_waits(tiny):
+    engine = await started(tiny)
+    held = threading.Event()
+    blocking = [engine._pool.submit(held.wait, 20) for _ in range(2)]
+    waiting = [asyncio.create_task(engine.generate(completion(GREEDY, f"r{i}"))) for i in range(3)]
+    await eventually(lambda: engine._pool._work_queue.qsize() == 3)
+    await engine.stop()
+    held.set()
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(result) for result in results] == [Unavailable] * 3
+    assert all(one.done() for one in blocking)

@@ -318,6 +318,10 @@ async def test_settings_become_arguments(fake, tiny):
         ({"engine": "transformers", "vllm_args": {"x": 1}}, "vllm_args has a meaning only with engine vllm"),
         ({"device": "cuda:1"}, "device has no meaning with engine vllm"),
         ({"threads": 2}, "threads has no meaning with engine vllm"),
+        ({"task": "embed", "lora": "x"}, "task, lora has no meaning with engine vllm"),
+        ({"offline": True}, "offline has no meaning with engine vllm"),
+        ({"tokenizer": "x"}, "tokenizer has no meaning with engine vllm"),
+        ({"quantization": {"quant_method": "fp8"}}, "quantization has no meaning with engine vllm"),
         ({"model": None}, "model is missing"),
     ],
 )

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from pooling_harness import CONTEXT, TEXTS, build_bert, embeddings, gathered, pooling_engine, rerank
+from pydantic import ValidationError
 
 from rejoinder.worker.errors import BadRequest, EngineGone, Failed, Missing, RequestTooLarge, Unavailable
 
@@ -220,3 +221,23 @@ async def test_a_cross_encoder_can_be_told_to_embed(cross):
     async with pooling_engine(cross, task="embed") as engine:
         answer = await engine.generate(embeddings({"input": "fox"}))
         assert len(answer["data"][0]["embedding"]) == 32
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"cache_bytes": 2**20}, "is a model for task rerank: cache_bytes has no meaning for task rerank"),
+        ({"compile": "default"}, "compile has no meaning for task rerank, which generates nothing"),
+        ({"pooling": "cls"}, "pooling has no meaning for task rerank, which makes no embeddings"),
+    ],
+)
+def test_a_setting_of_another_task_is_refused(cross, config, said):
+    with pytest.raises(EngineGone, match=said):
+        paths(cross, **config)
+    with pytest.raises(ValidationError, match=said.rpartition(": ")[2]):
+        paths(cross, task="rerank", **config)
+
+
+def test_a_generating_model_makes_no_embeddings(tiny):
+    with pytest.raises(EngineGone, match="normalize has no meaning for task generate"):
+        paths(tiny, normalize=False)

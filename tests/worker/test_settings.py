@@ -28,7 +28,7 @@ def test_a_file_in_the_working_directory_is_found(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     assert resolve(GIVEN, {}).settings.max_attempts == 5
     (tmp_path / "rejoinder.toml").write_text('max_attempts = 9\nserved_model_name = ["a", "b"]\n')
-    resolved = resolve(GIVEN, {})
+    resolved = resolve({**GIVEN, **MODEL}, {})
     assert resolved.settings.max_attempts == 9
     assert resolved.settings.served_model_name == ["a", "b"]
     assert resolved.origins["max_attempts"] == "rejoinder.toml"
@@ -36,7 +36,7 @@ def test_a_file_in_the_working_directory_is_found(tmp_path: Path, monkeypatch: p
 
 def test_lists_and_booleans_are_read_from_the_environment() -> None:
     environ = {"REJOINDER_SERVED_MODEL_NAME": "a, b", "REJOINDER_ENGINE_PROCESS": "false"}
-    settings = resolve(GIVEN, environ).settings
+    settings = resolve({**GIVEN, **MODEL}, environ).settings
     assert settings.served_model_name == ["a", "b"]
     assert settings.engine_process is False
 
@@ -51,6 +51,16 @@ def test_lists_and_booleans_are_read_from_the_environment() -> None:
         ({"model": "x"}, {}, "model has no meaning with engine echo"),
         ({"default_path": "x"}, {}, "default_path"),
         ({"engine_processes": 2}, {}, "engine_processes has no meaning with engine echo"),
+        ({"lora": "x", "dtype": "auto"}, {}, "dtype, lora has no meaning with engine echo, which has no model"),
+        ({}, {"REJOINDER_MAX_RUNNING": "3"}, "max_running has no meaning with engine echo"),
+        ({**MODEL, "max_model_len": 1}, {}, "max_model_len .from flag. is 1: it should be greater than or equal to 2"),
+        ({**MODEL, "engine_process": False, "engine_hang_seconds": 9.0}, {}, "engine_hang_seconds has no .* without"),
+        ({**MODEL, "task": "embed", "batching": "static"}, {}, "batching has no meaning for task embed"),
+        ({**MODEL, "task": "rerank", "cache_bytes": 9}, {}, "cache_bytes has no meaning for task rerank"),
+        ({**MODEL, "task": "rerank", "pooling": "cls"}, {}, "pooling has no meaning for task rerank"),
+        ({**MODEL, "task": "generate", "normalize": False}, {}, "normalize has no meaning for task generate"),
+        ({**MODEL, "batching": "static", "cuda_graphs": True}, {}, "batching is static, but cuda_graphs is set"),
+        ({**MODEL, "batching": "static", "compile": "max"}, {}, "compile is set, which only continuous batching has"),
         ({"devices": "cpu"}, {}, "devices has no meaning with engine echo"),
         ({**MODEL, "devices": ","}, {}, "devices is empty: name at least one, such as cuda:0,cuda:1"),
         ({**MODEL, "devices": "cuda:1,cuda,cuda:0"}, {}, "devices names cuda:0 twice: .* take engine_processes"),
@@ -97,9 +107,10 @@ def test_a_quantization_is_json_a_file_of_it_or_a_table(tmp_path: Path) -> None:
     file.write_text('{"quant_method": "quanto", "weights": "int8"}')
     config = tmp_path / "it.toml"
     config.write_text('[quantization]\nquant_method = "quanto"\nweights = "int8"\n')
-    assert resolve({**GIVEN, "quantization": file.read_text()}, {}).settings.quantization == wanted
-    assert resolve(GIVEN, {"REJOINDER_QUANTIZATION": f"@{file}"}).settings.quantization == wanted
-    assert resolve(GIVEN, {}, config).settings.quantization == wanted
+    given = {**GIVEN, **MODEL}
+    assert resolve({**given, "quantization": file.read_text()}, {}).settings.quantization == wanted
+    assert resolve(given, {"REJOINDER_QUANTIZATION": f"@{file}"}).settings.quantization == wanted
+    assert resolve(given, {}, config).settings.quantization == wanted
 
 
 def test_the_engine_has_the_settings_of_its_own() -> None:

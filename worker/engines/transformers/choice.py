@@ -5,7 +5,7 @@ import logging
 from rejoinder.worker.engines.transformers.batch import Batch
 from rejoinder.worker.engines.transformers.continuous import ContinuousBatch
 from rejoinder.worker.engines.transformers.loading import LoadedModel
-from rejoinder.worker.engines.transformers.settings import TransformersSettings
+from rejoinder.worker.engines.transformers.settings import TransformersSettings, not_static
 from rejoinder.worker.engines.transformers.static import StaticBatch
 from rejoinder.worker.errors import EngineGone
 
@@ -28,14 +28,15 @@ def choose_batch(loaded: LoadedModel, settings: TransformersSettings) -> Batch:
         except EngineGone as exc:
             # Otherwise it is the memory, or what was asked for that is in the way, and not the model.
             of_the_model = isinstance(exc.__cause__, (ValueError, AttributeError, KeyError))
-            asked = settings.attn in {"varlen", "flash"} or settings.cuda_graphs or settings.async_batching
-            if not of_the_model or asked or settings.compile != "none":
+            if not of_the_model or settings.attn in {"varlen", "flash"} or not_static(settings):
                 raise
             why = str(exc)
             loaded.model.set_attn_implementation(attention)
     if settings.batching == "continuous":
         return ContinuousBatch(loaded, settings)
     if why:
+        if unheeded := not_static(settings):
+            raise EngineGone(f"{settings.model!r} {why}, so it runs by static batching, but {unheeded}")
         log.warning("%s %s: it runs by static batching", settings.model, why)
     return StaticBatch(loaded, settings)
 

@@ -227,6 +227,8 @@ class TransformersEngine:
         )
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
+        if self._stopped:
+            raise Unavailable("the engine was stopped; the request will be tried again")
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     async def wait_gone(self) -> None:
@@ -240,7 +242,7 @@ class TransformersEngine:
             self._stopped = True
             await asyncio.to_thread(self._batch.stop)
             self._grammars.stop()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=False)  # not cancelling: who waits there would be cancelled with it, and not told
 
 
 def _tokens(text: Text, prompt: str | list[int]) -> list[int]:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import huggingface_hub
 import torch
 import transformers
 from transformers import (
@@ -116,9 +115,6 @@ def _prepared(settings: TransformersSettings) -> torch.device:
     """The device, and the process set up for loading onto it."""
     if not settings.debug:
         quiet()
-    if settings.offline:
-        # Each call is told too. This is for those that libraries make by themselves, in the whole process.
-        huggingface_hub.constants.HF_HUB_OFFLINE = True
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device = _device(settings.device)

@@ -160,7 +160,7 @@ class PoolingEngine(ABC):
         self._stopped = True
         if self._batcher is not None:
             await self._batcher.stop()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=False)  # not cancelling: who waits there would be cancelled with it, and not told
 
     @abstractmethod
     def _load(self) -> Forward:
@@ -176,6 +176,8 @@ class PoolingEngine(ABC):
         return await self._batcher.run(sequences)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
+        if self._stopped:
+            raise Unavailable("the engine was stopped; the request will be tried again")
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
 

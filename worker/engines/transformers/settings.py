@@ -1,5 +1,6 @@
 """What can be set of the transformers engine. No torch: the worker reads it too."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -20,7 +21,33 @@ def needs_gpu(settings: Any) -> str | None:
     return None
 
 
-def contradiction(settings: Any) -> str | None:
+_CONTINUOUS = ("cuda_graphs", "async_batching", "compile")
+_GENERATING = ("batching", "cache_bytes", "cache_memory_share", *_CONTINUOUS, "default_max_tokens")
+_EMBEDDING = ("pooling", "normalize")
+
+
+def out_of_place(settings: Any, task: str) -> str | None:
+    """What of these settings, the worker's or the engine's own, a model for `task` would not heed, if anything."""
+    if task != "generate" and (name := _changed(settings, _GENERATING)):
+        return f"{name} has no meaning for task {task}, which generates nothing: leave it out"
+    if task != "embed" and (name := _changed(settings, _EMBEDDING)):
+        return f"{name} has no meaning for task {task}, which makes no embeddings: leave it out"
+    return None
+
+
+def not_static(settings: Any) -> str | None:
+    """What of these settings static batching would not heed, if anything."""
+    name = _changed(settings, _CONTINUOUS)
+    return f"{name} is set, which only continuous batching has: leave it out" if name else None
+
+
+def _changed(settings: Any, names: Sequence[str]) -> str | None:
+    """The first of some settings that is not at its default."""
+    fields = type(settings).model_fields
+    return next((name for name in names if getattr(settings, name) != fields[name].default), None)
+
+
+def contradiction(settings: Any) -> str | None:  # noqa: PLR0911  # one for each rule
     """What of these settings, the worker's or the engine's own, cannot be together, if anything."""
     if settings.device == "cpu" and (why := needs_gpu(settings)):
         return f"device is cpu, but {why}"
@@ -33,7 +60,9 @@ def contradiction(settings: Any) -> str | None:
     methods = ("quant_method", "load_in_8bit", "load_in_4bit")
     if settings.quantization is not None and not any(settings.quantization.get(key) for key in methods):
         return 'quantization does not say how: it needs quant_method, as in {"quant_method": "torchao", ...}'
-    return None
+    if settings.batching == "static" and (why := not_static(settings)):
+        return f"batching is static, but {why}"
+    return None if settings.task == "auto" else out_of_place(settings, settings.task)
 
 
 class TransformersSettings(BaseModel):

@@ -11,6 +11,7 @@ from rejoinder.worker.engines.transformers import lora
 from rejoinder.worker.engines.transformers.settings import TransformersSettings
 from rejoinder.worker.errors import EngineGone
 
+_known: dict[tuple[str, str | None], Any] = {}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -27,13 +28,18 @@ def pinned(what: str, name: str, revision: str | None, offline: bool, commits: d
     Raises:
         EngineGone: a directory is to have a revision.
     """
+    if offline:
+        # Each call is told too. This is for those that libraries make by themselves, in the whole process.
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
     if Path(name).is_dir():
         if revision is not None:
             raise EngineGone(f"the {what} {name!r} is a directory: it has no revision {revision!r}")
         return {"local_files_only": offline}
-    resolved = resolve_revision(name, revision, local_files_only=offline)
+    # Once in a process: what the task is read from and what is loaded are of one commit, even if a branch moves.
+    resolved = _known.get((name, revision)) or resolve_revision(name, revision, local_files_only=offline)
     if commit := getattr(resolved, "resolved", None):
         commits[what] = commit
+        _known[name, revision] = resolved
     return {"revision": resolved, "local_files_only": offline}
 
 
@@ -41,11 +47,11 @@ def checkpoint_json(settings: TransformersSettings, name: str) -> Any:
     """The JSON value of one of the checkpoint's files, such as `config.json`; None where there is no such file.
 
     Raises:
-        EngineGone: it cannot be told whether there is one, or it is no JSON.
+        EngineGone: it cannot be read, or it is no JSON.
     """
     try:
         source = pinned("model", settings.model, settings.revision, settings.offline, {})
-        # Without the flag a missing file and a hub that is away are one error, and a guess would be made of both.
+        # With the hub away, what is not in the cache counts as missing: a model that is whole there still starts.
         path = cached_file(settings.model, name, _raise_exceptions_for_missing_entries=False, **source)
         return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:

@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from rejoinder.worker.engines.gathering import Bounds, gather
 from rejoinder.worker.engines.protocol import EngineStats
+from rejoinder.worker.engines.transformers.attention import choose
 from rejoinder.worker.engines.transformers.batch import CPU_RUNNING, GPU_RUNNING, Generated, generated
 from rejoinder.worker.engines.transformers.faults import is_device_lost, is_out_of_memory, out_of_memory, where
 from rejoinder.worker.engines.transformers.loading import LoadedModel
@@ -68,7 +69,7 @@ class StaticBatch:
             raise EngineGone(f"static batching cannot serve {settings.model!r} as configured: {first}") from exc
         if together is not Together.PADDED:
             log.warning("this model computes %s; batches are smaller for it", together.value)
-        tokens = _cached_tokens(loaded.model, settings.cache_bytes)
+        tokens = _cached_tokens(loaded.model, settings.cache_bytes, settings.cache_memory_share or GPU_CACHE_SHARE)
         self._bounds = Bounds(
             rows=1 if together is Together.ALONE else self.running,
             tokens=tokens,
@@ -251,7 +252,7 @@ def _prepare(model: PreTrainedModel, settings: TransformersSettings) -> None:
         raise EngineGone("attn is varlen, which only continuous batching has: set attn to auto")
     if settings.attn != "auto":
         try:
-            model.set_attn_implementation(settings.attn)
+            choose(model, settings.attn)
         except ValueError as exc:
             raise EngineGone(f"attn is {settings.attn}, which {settings.model!r} cannot have: {exc}") from exc
     own: Any = model.generation_config
@@ -261,6 +262,7 @@ def _prepare(model: PreTrainedModel, settings: TransformersSettings) -> None:
         # Where an answer begins; some models' translations are into the language that they say.
         decoder_start_token_id=_start_token(model),
         forced_bos_token_id=own.forced_bos_token_id,
+        bad_words_ids=own.bad_words_ids,  # Marian's padding token, which it would say otherwise
         suppress_tokens=own.suppress_tokens,
         begin_suppress_tokens=own.begin_suppress_tokens,
     )
@@ -278,7 +280,7 @@ def _start_token(model: PreTrainedModel) -> int | None:
     return start
 
 
-def _cached_tokens(model: PreTrainedModel, cache_bytes: int | None) -> int | None:
+def _cached_tokens(model: PreTrainedModel, cache_bytes: int | None, gpu_share: float) -> int | None:
     """Tokens that the cache may hold; None where they are not what fills the memory: a state has one size."""
     config = model.config.get_text_config(decoder=True)
     heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", None)
@@ -286,7 +288,7 @@ def _cached_tokens(model: PreTrainedModel, cache_bytes: int | None) -> int | Non
         return None
     if cache_bytes is None:
         device = model.device
-        free = torch.cuda.mem_get_info(device)[0] * GPU_CACHE_SHARE if device.type == "cuda" else CPU_CACHE_BYTES
+        free = torch.cuda.mem_get_info(device)[0] * gpu_share if device.type == "cuda" else CPU_CACHE_BYTES
         cache_bytes = int(free)
     layers = getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", None)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

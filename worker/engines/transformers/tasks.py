@@ -6,8 +6,9 @@ from typing import Any, Literal
 from rejoinder.worker.engines.protocol import Engine
 from rejoinder.worker.engines.transformers import embeddings, engine, rerank
 from rejoinder.worker.engines.transformers.loading import quiet
-from rejoinder.worker.engines.transformers.settings import TransformersSettings
+from rejoinder.worker.engines.transformers.settings import TransformersSettings, out_of_place
 from rejoinder.worker.engines.transformers.sources import checkpoint_json, refuse_pickles
+from rejoinder.worker.errors import EngineGone
 
 Task = Literal["generate", "embed", "rerank"]
 
@@ -17,10 +18,13 @@ def create(config: Mapping[str, Any]) -> Engine:
 
     Raises:
         pydantic.ValidationError: the config breaks a rule.
-        EngineGone: the model's task is left to its config, which cannot be read.
+        EngineGone: the model's task is left to its config, which cannot be read, or a setting is of another task.
     """
     settings = TransformersSettings.model_validate(dict(config))
-    match task_of(settings):
+    task = task_of(settings)
+    if why := out_of_place(settings, task):
+        raise EngineGone(f"{settings.model!r} is a model for task {task}: {why}")
+    match task:
         case "embed":
             return embeddings.create(config)
         case "rerank":
