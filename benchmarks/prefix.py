@@ -3,7 +3,8 @@
     uv run python -m benchmarks.prefix [--requests 1000] [--runs 3] [--prefix 400] [--model smollm2]
 
 Each side is an engine in a fresh process, in turn, given every request at once: chat completions with one system
-prompt, own parts of 4 to 24 words, greedy. Measured from the first call to the last result, after one request that
+prompt of `--prefix` words, own parts of 4 to 24 words, greedy. A word is a token of smollm2, and about five of a random
+model of `benchmarks.engine`. Measured from the first call to the last result, after one request that
 warms it up. The tokens that the model took in are counted by the engine: unlike the times, they are exact. The texts
 of both sides are compared.
 """
@@ -20,15 +21,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.engine import models
 from rejoinder.worker.engines.protocol import EngineRequest
-from rejoinder.worker.settings import user_cache_dir
 
 TEXT = """the river runs past old stones and a quiet mill where people met to talk of rain bread and long roads"""
 SIDES = ("shared", "alone")
 
 
 def requests(count: int, prefix: int, max_tokens: int) -> list[EngineRequest]:
-    """Requests whose system prompt has about `prefix` tokens, the same on every call."""
+    """Requests whose system prompt has `prefix` words, the same on every call."""
     chance, words = random.Random(23), TEXT.split()
     system = " ".join(chance.choice(words) for _ in range(prefix - 5)) + "."
     return [
@@ -51,11 +52,13 @@ def requests(count: int, prefix: int, max_tokens: int) -> list[EngineRequest]:
 
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """One side, in this process."""
-    from rejoinder.worker.engines.smollm2 import ensure
     from rejoinder.worker.engines.transformers.engine import create
 
-    model = str(ensure(user_cache_dir())) if arguments.model == "smollm2" else arguments.model
-    config = {"model": model, "threads": arguments.threads, "prefix_sharing": arguments.side == "shared"}
+    config = {
+        "model": models.directory(arguments.model),
+        "threads": arguments.threads,
+        "prefix_sharing": arguments.side == "shared",
+    }
     if arguments.max_batch_tokens:
         config["max_batch_tokens"] = arguments.max_batch_tokens
     engine = create(config)

@@ -61,8 +61,13 @@ def take(news: list[News]) -> None:
             continue
         end = None
         if row.stop is not None:
-            # One token at a time, so that the end does not depend on how outputs were gathered.
-            end = next((n for n in range(row.seen + 1, count + 1) if row.stop(row.generated_tokens[:n])), None)
+            try:
+                # One token at a time, so that the end does not depend on how outputs were gathered.
+                end = next((n for n in range(row.seen + 1, count + 1) if row.stop(row.generated_tokens[:n])), None)
+            except Exception as exc:  # noqa: BLE001  # raised here it would lose the other rows' news
+                row.ended = True
+                row.result.set_exception(exc)
+                continue
             row.seen = count
         if end is None and _complete(row, count):
             end = count
