@@ -6,6 +6,7 @@ import math
 import struct
 
 import pytest
+import structlog
 import torch
 from engine_harness import eventually
 from openai.types import CreateEmbeddingResponse
@@ -80,6 +81,32 @@ async def test_the_checkpoint_says_how_it_is_pooled(tmp_path, modules, pooling, 
     async with pooling_engine(tmp_path) as engine:
         [vector] = vectors(await engine.generate(embeddings({"input": TEXTS[1]})))
         assert vector == pytest.approx(alone(tmp_path, TEXTS[1], pooling, normalized).tolist(), **CLOSE)
+
+
+@pytest.mark.parametrize("labels", [None, 1])
+async def test_a_model_that_does_not_run_does_not_start(tmp_path, monkeypatch, labels):
+    from transformers import BertModel
+
+    def forward(*arguments, **named):
+        raise RuntimeError("no kernel for this\nmore")
+
+    monkeypatch.setattr(BertModel, "forward", forward)
+    with pytest.raises(EngineGone, match=r"does not run: no kernel for this$"):
+        async with pooling_engine(build_bert(tmp_path, labels=labels)):
+            pass
+
+
+async def test_what_is_loaded_is_logged_and_time_without_work_is_counted(bert):
+    with structlog.testing.capture_logs() as logs:
+        async with pooling_engine(bert) as engine:
+            assert engine.stats.idle_seconds == 0
+            await engine.generate(embeddings({"input": "fox"}))
+            before = engine.stats
+            assert before.idle_seconds > 0
+            await engine.generate(embeddings({"input": "fox"}))
+            assert engine.stats.idle_seconds > before.idle_seconds
+    [line] = [line for line in logs if line["event"] == "model_loaded"]
+    assert (line["model"], line["device"], line["dtype"], line["attn"]) == (str(bert), "cpu", "float32", "sdpa")
 
 
 async def test_settings_beat_the_checkpoint(tmp_path):
