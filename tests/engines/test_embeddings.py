@@ -24,7 +24,6 @@ from pooling_harness import (
     vectors,
 )
 
-from rejoinder.worker.engines.protocol import EngineRequest
 from rejoinder.worker.errors import BadRequest, EngineGone, Failed, Missing, RequestTooLarge, Unavailable
 
 # float32 with about 2**-24 an operation: a batch's shape changes the order of sums, and nothing else.
@@ -360,21 +359,3 @@ async def test_a_device_that_is_lost_ends_the_engine(bert):
             await gone
         assert engine.capacity == 0
         assert engine._batcher.stats.steps == before + 1  # nothing more is tried on it
-
-
-async def test_it_runs_in_an_engine_process(bert):
-    from rejoinder.worker.engines.host import EngineProcess
-
-    config = {"model": str(bert), "threads": 1, "served_names": ["b"]}
-    process = EngineProcess("rejoinder.worker.engines.transformers.tasks:create", config)
-    await process.start()
-    try:
-        assert process.paths == {"/v1/embeddings"}
-        answer = await process.generate(embeddings({"input": TEXTS}))
-        for text, vector in zip(TEXTS, vectors(answer), strict=True):
-            assert vector == pytest.approx(alone(bert, text).tolist(), **CLOSE)
-        with pytest.raises(RequestTooLarge) as caught:
-            await process.generate(EngineRequest("/v1/embeddings", {"input": "dog " * 99}, "r", 1))
-        assert caught.value.code == "context_length_exceeded"
-    finally:
-        await process.stop()
