@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import huggingface_hub
-import structlog
 import torch
 import transformers
+from structlog import get_logger
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -29,7 +29,7 @@ from rejoinder.worker.errors import EngineGone
 LENGTH_WITHOUT_POSITIONS = 4096
 """Where nobody says how long a sequence may be and the model itself has no limit: `max_model_len` sets another."""
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
