@@ -7,18 +7,17 @@ share. Strict, as `rejoinder.schemas.openai` is.
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from rejoinder.schemas.openai import Text, TokenIds
+from rejoinder.schemas.problems import Strict
 
 MAX_INPUTS = 2048
 """Inputs or documents in one request: OpenAI's own limit."""
 
 
-class EmbeddingRequest(BaseModel):
+class EmbeddingRequest(Strict):
     """The body of `/v1/embeddings`."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     RULES: ClassVar[Mapping[str, str]] = {
         "input": "must be a non-empty string, a list of non-empty strings, a list of token ids, or a list of lists of"
@@ -52,18 +51,14 @@ class EmbeddingRequest(BaseModel):
         return list(given)
 
 
-class RerankDocument(BaseModel):
+class RerankDocument(Strict):
     """A document as an object."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     text: Text
 
 
-class RerankRequest(BaseModel):
+class RerankRequest(Strict):
     """The body of `/v1/rerank`."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     RULES: ClassVar[Mapping[str, str]] = {
         "documents": 'must be a list of non-empty strings or of objects {"text": "..."}, from 1 to'

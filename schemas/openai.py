@@ -1,15 +1,17 @@
 """The OpenAI bodies that are served: text completions and chat completions.
 
-Source: the OpenAI API reference, as the `openai` package types it; `top_k`, `min_p`,
-`repetition_penalty` and `stop_token_ids` are vLLM's additions. Strict: nothing is
-coerced, every range is checked, and a field or value that no engine here can honour is refused by name instead of
-ignored. A field with a neutral value (`best_of: 1`, `logit_bias: {}`) is accepted, since clients send those unasked.
+Source: the OpenAI API reference, as the `openai` package types it; `top_k`, `min_p`, `repetition_penalty` and
+`stop_token_ids` are vLLM's additions. Strict: nothing is coerced, every range is checked, and a field or value that no
+engine here can honour is refused by name instead of ignored. A field with a neutral value (`best_of: 1`,
+`logit_bias: {}`) is accepted, since clients send those unasked.
 """
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from rejoinder.schemas.problems import Strict
 
 MAX_SEQUENCES = 128
 """Prompts times `n` in one request: bounds what a single message can ask of a shared engine."""
@@ -32,10 +34,8 @@ ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 PROMPT_RULE = "a non-empty string, a list of non-empty strings, a list of token ids, or a list of lists of token ids"
 
 
-class Sampling(BaseModel):
+class Sampling(Strict):
     """What both bodies share: how many tokens, and how each is chosen."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     RULES: ClassVar[Mapping[str, str]] = {
         "stop": f"must be a non-empty string or a list of at most {MAX_STOPS}, each of at most"
@@ -150,19 +150,15 @@ class CompletionRequest(Sampling):
         return list(prompt)
 
 
-class TextPart(BaseModel):
+class TextPart(Strict):
     """A part of a message's content. Only text is served."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(Strict):
     """One message of a conversation."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
@@ -220,10 +216,8 @@ class ChatCompletionRequest(Sampling):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
-class NamedSchema(BaseModel):
+class NamedSchema(Strict):
     """A JSON schema that the answer keeps to, strict or not."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$", description="Ignored.")
     description: str | None = Field(default=None, description="Ignored.")
@@ -231,27 +225,21 @@ class NamedSchema(BaseModel):
     strict: bool | None = Field(default=None, description="The schema is kept to either way.")
 
 
-class SchemaFormat(BaseModel):
+class SchemaFormat(Strict):
     """JSON of a schema."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     type: Literal["json_schema"]
     json_schema: NamedSchema
 
 
-class JsonFormat(BaseModel):
+class JsonFormat(Strict):
     """Any JSON object."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     type: Literal["json_object"]
 
 
-class TextFormat(BaseModel):
+class TextFormat(Strict):
     """Any text, as without a format."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     type: Literal["text"]
 

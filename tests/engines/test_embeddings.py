@@ -6,6 +6,7 @@ import math
 import struct
 
 import pytest
+import structlog
 import torch
 from engine_harness import eventually
 from openai.types import CreateEmbeddingResponse
@@ -23,7 +24,6 @@ from pooling_harness import (
     vectors,
 )
 
-from rejoinder.worker.engines.protocol import EngineRequest
 from rejoinder.worker.errors import BadRequest, EngineGone, Failed, Missing, RequestTooLarge, Unavailable
 
 # float32 with about 2**-24 an operation: a batch's shape changes the order of sums, and nothing else.
@@ -80,6 +80,32 @@ async def test_the_checkpoint_says_how_it_is_pooled(tmp_path, modules, pooling, 
     async with pooling_engine(tmp_path) as engine:
         [vector] = vectors(await engine.generate(embeddings({"input": TEXTS[1]})))
         assert vector == pytest.approx(alone(tmp_path, TEXTS[1], pooling, normalized).tolist(), **CLOSE)
+
+
+@pytest.mark.parametrize("labels", [None, 1])
+async def test_a_model_that_does_not_run_does_not_start(tmp_path, monkeypatch, labels):
+    from transformers import BertModel
+
+    def forward(*arguments, **named):
+        raise RuntimeError("no kernel for this\nmore")
+
+    monkeypatch.setattr(BertModel, "forward", forward)
+    with pytest.raises(EngineGone, match=r"does not run: no kernel for this$"):
+        async with pooling_engine(build_bert(tmp_path, labels=labels)):
+            pass
+
+
+async def test_what_is_loaded_is_logged_and_time_without_work_is_counted(bert):
+    with structlog.testing.capture_logs() as logs:
+        async with pooling_engine(bert) as engine:
+            assert engine.stats.idle_seconds == 0
+            await engine.generate(embeddings({"input": "fox"}))
+            before = engine.stats
+            assert before.idle_seconds > 0
+            await engine.generate(embeddings({"input": "fox"}))
+            assert engine.stats.idle_seconds > before.idle_seconds
+    [line] = [line for line in logs if line["event"] == "model_loaded"]
+    assert (line["model"], line["device"], line["dtype"], line["attn"]) == (str(bert), "cpu", "float32", "sdpa")
 
 
 async def test_settings_beat_the_checkpoint(tmp_path):
@@ -333,21 +359,3 @@ async def test_a_device_that_is_lost_ends_the_engine(bert):
             await gone
         assert engine.capacity == 0
         assert engine._batcher.stats.steps == before + 1  # nothing more is tried on it
-
-
-async def test_it_runs_in_an_engine_process(bert):
-    from rejoinder.worker.engines.host import EngineProcess
-
-    config = {"model": str(bert), "threads": 1, "served_names": ["b"]}
-    process = EngineProcess("rejoinder.worker.engines.transformers.tasks:create", config)
-    await process.start()
-    try:
-        assert process.paths == {"/v1/embeddings"}
-        answer = await process.generate(embeddings({"input": TEXTS}))
-        for text, vector in zip(TEXTS, vectors(answer), strict=True):
-            assert vector == pytest.approx(alone(bert, text).tolist(), **CLOSE)
-        with pytest.raises(RequestTooLarge) as caught:
-            await process.generate(EngineRequest("/v1/embeddings", {"input": "dog " * 99}, "r", 1))
-        assert caught.value.code == "context_length_exceeded"
-    finally:
-        await process.stop()

@@ -60,7 +60,7 @@ def bodies(engine, requests):
     return asyncio.gather(*map(engine.generate, requests))
 
 
-async def test_its_life(subject, model):
+async def test_its_life_and_that_stopping_ends_what_runs(subject, model):
     async with leaving_nothing():
         engine = subject.build(model)
         assert engine.capacity == 0
@@ -71,7 +71,14 @@ async def test_its_life(subject, model):
         assert engine.capacity > 0
         await engine.generate(subject.good(0))
         assert not gone.done()
+        calls, before = [], engine.progress
+        if subject.long is not None:
+            calls = [asyncio.create_task(engine.generate(subject.long(i))) for i in range(2 * engine.capacity)]
+            await eventually(lambda: engine.progress > before)
         await engine.stop()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        failed = {type(outcome) for outcome in outcomes if isinstance(outcome, BaseException)}
+        assert failed == ({Unavailable} if calls else set())
         assert engine.capacity == 0
         with pytest.raises(Unavailable):
             await engine.generate(subject.good(0))
@@ -79,22 +86,6 @@ async def test_its_life(subject, model):
         assert not gone.done()
         gone.cancel()
         await asyncio.wait({gone})
-
-
-async def test_stopping_ends_what_runs(subject, model):
-    if subject.long is None:
-        pytest.skip("nothing runs long enough")
-    async with leaving_nothing():
-        engine = subject.build(model)
-        await engine.start()
-        before = engine.progress
-        calls = [asyncio.create_task(engine.generate(subject.long(i))) for i in range(2 * engine.capacity)]
-        await eventually(lambda: engine.progress > before)
-        await engine.stop()
-        outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-        assert failed
-        assert {type(error) for error in failed} == {Unavailable}
 
 
 async def test_paths(engine, subject):

@@ -31,15 +31,15 @@ async def test_many_at_once_are_resolved_by_id():
         assert got == list(range(2000))
 
 
-@pytest.mark.parametrize("name", ["BadRequest", "Missing", "RequestTooLarge", "Failed", "Unavailable"])
-async def test_errors_cross_by_kind(name):
+async def test_errors_cross_by_kind():
     async with engine_process() as engine:
-        with pytest.raises(errors.RequestError) as caught:
-            await engine.generate(request("raises", name))
-        assert type(caught.value) is getattr(errors, name)
-        assert caught.value.message == "no"
-        if name == "BadRequest":
-            assert (caught.value.param, caught.value.code) == ("x", "c")
+        for name in ("BadRequest", "Missing", "RequestTooLarge", "Failed", "Unavailable"):
+            with pytest.raises(errors.RequestError) as caught:
+                await engine.generate(request("raises", name))
+            assert type(caught.value) is getattr(errors, name)
+            assert caught.value.message == "no"
+            if name == "BadRequest":
+                assert (caught.value.param, caught.value.code) == ("x", "c")
 
 
 async def test_an_unexpected_exception_is_failed_in_one_line_and_harms_nobody(capfd):
@@ -80,13 +80,14 @@ async def test_cancelling_reaches_the_engine():
         tasks[1].cancel()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-async def test_signals_are_the_workers_to_handle(number):
+async def test_signals_are_the_workers_to_handle():
     async with engine_process() as engine:
         pid = await engine.generate(request("pid"))
-        os.kill(pid, number)
-        assert await engine.generate(request("signals_group", number)) == "alive"
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.kill(pid, number)
+            assert await engine.generate(request("signals_group", number)) == "alive"
         assert os.getsid(pid) != os.getsid(0)
+        assert await engine.generate(request("pid")) == pid
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,9 @@ async def test_a_worker_answers_a_good_request_and_a_bad_one(tmp_path):
         assert worker.events("default_path_not_served")[0]["paths"] == ["/v1/embeddings"]
         assert worker.stop() == 0
     parsed = CreateEmbeddingResponse.model_validate(responses[1]["body"], strict=True)
-    assert [len(item.embedding) for item in parsed.data] == [64, 64]
+    for text, item in zip(TEXTS[:2], parsed.data, strict=True):
+        wanted = alone(get_model_path(), text)[:64]
+        assert item.embedding == pytest.approx((wanted / wanted.norm()).tolist(), abs=1e-6)
     assert parsed.model == "m"
     assert responses[2]["status_code"] == 413
     assert responses[2]["body"]["error"]["code"] == "context_length_exceeded"

@@ -126,6 +126,26 @@ async def test_a_bad_request_is_told_what_is_wrong(cross, body, error, param):
             assert caught.value.code == "context_length_exceeded"
 
 
+async def test_a_query_that_is_too_long_is_not_tokenized_with_each_document(cross, monkeypatch):
+    from rejoinder.worker.engines.transformers import rerank as module
+
+    tokenized = []
+
+    def encode(loaded, texts, seconds):
+        tokenized.append(len(texts))
+        return real(loaded, texts, seconds)
+
+    real = module.encode
+    monkeypatch.setattr(module, "encode", encode)
+    async with pooling_engine(cross) as engine:
+        with pytest.raises(RequestTooLarge) as caught:
+            await engine.generate(rerank({"query": "fox " * 4000, "documents": ["dog"] * 2048}))
+        assert caught.value.param == "documents.0"
+        assert tokenized == [1]
+        await engine.generate(rerank({"query": "fox", "documents": ["dog"] * 5}))
+        assert sum(tokenized) == 6
+
+
 async def test_neighbours_of_one_that_cannot_run_are_served(cross):
     def hook(module, args, kwargs, output):
         if kwargs["input_ids"].shape[1] > 12:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from rejoinder.schemas import bodies
 from rejoinder.schemas.openai import BODIES, MAX_SEQUENCES, MAX_STOPS, ChatCompletionRequest, CompletionRequest
 from rejoinder.schemas.problems import Problem, check, first_problem
 
@@ -222,3 +223,35 @@ def test_a_million_faults_are_one_error(body: Any) -> None:
         check(CompletionRequest, body)
     cause = caught.value.__cause__
     assert not isinstance(cause, ValidationError) or cause.error_count() < 10
+
+
+MANY = {f"k{n}": n for n in range(1000)}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/chat/completions", {"messages": [{**HELLO[0], **MANY}]}, "messages.0.k0"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", **MANY}]}]},
+            "messages.0.content.0.k0",
+        ),
+        (
+            "/v1/chat/completions",
+            {
+                "messages": HELLO,
+                "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}, **MANY}},
+            },
+            "response_format.json_schema.k0",
+        ),
+        ("/v1/rerank", {"query": "q", "documents": [{"text": "a", **MANY}]}, "documents.0.k0"),
+        ("/v1/embeddings", {"input": "a", **MANY}, "k0"),
+    ],
+)
+def test_many_unknown_fields_of_any_object_are_one_error(path: str, body: Any, param: str) -> None:
+    with pytest.raises(Problem) as caught:
+        check(bodies.BODIES[path], body)
+    assert isinstance(caught.value.__cause__, ValidationError)
+    assert caught.value.__cause__.error_count() < 10
+    assert caught.value.param == param

@@ -5,6 +5,7 @@ alone: a batch that fails is halved until it is found.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -35,6 +36,7 @@ class ForwardBatcher:
         self._forward: Forward | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopped = self._lost = False
+        self._idle_since = 0.0
         self.stats = EngineStats()
         """Forwards done, halves counted each."""
         self.broken = asyncio.Event()
@@ -47,6 +49,7 @@ class ForwardBatcher:
             load: Returns the model: from some sequences to float32 rows on the CPU, one for each.
         """
         self._forward = await asyncio.get_running_loop().run_in_executor(self._thread, load)
+        self._idle_since = time.monotonic()
 
     async def run(self, sequences: Sequence[Tokens]) -> list[torch.Tensor]:
         """The model's row for each sequence, in order. Cancelling drops those that still wait.
@@ -61,6 +64,7 @@ class ForwardBatcher:
         futures: list[asyncio.Future[torch.Tensor]] = [loop.create_future() for _ in sequences]
         waiting = self._pool.add(sequences, futures)
         if self._task is None:
+            self.stats += EngineStats(idle_seconds=time.monotonic() - self._idle_since)
             # A new task first runs after all that is ready now has come in, so even the first batch is full.
             self._task = asyncio.create_task(self._drain())
         try:
@@ -82,6 +86,7 @@ class ForwardBatcher:
                     self.broken.set()
         finally:
             self._task = None  # in the same step that found nothing waiting
+            self._idle_since = time.monotonic()
 
     def _run(self, batch: Sequence[Tokens]) -> list[Outcome]:
         """Run a batch, in halves where it fails; called in the thread."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from structlog import get_logger
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,6 +19,7 @@ from transformers import (
 from transformers.utils.import_utils import is_accelerate_available
 
 from rejoinder.worker.engines.transformers import lora
+from rejoinder.worker.engines.transformers.attention import in_force
 from rejoinder.worker.engines.transformers.quantization import method, quantization_config
 from rejoinder.worker.engines.transformers.settings import TransformersSettings, needs_gpu
 from rejoinder.worker.engines.transformers.sources import advice, lora_directory, pinned, refuse_pickles
@@ -25,6 +27,8 @@ from rejoinder.worker.errors import EngineGone
 
 LENGTH_WITHOUT_POSITIONS = 4096
 """Where nobody says how long a sequence may be and the model itself has no limit: `max_model_len` sets another."""
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,13 @@ def load(settings: TransformersSettings) -> LoadedModel:
         )
     context = context_of(settings, getattr(config, "max_position_embeddings", None), _usual(model, tokenizer))
     return LoadedModel(model, tokenizer, context, config.vocab_size, _eos(model, tokenizer), commits)
+
+
+def tell(settings: TransformersSettings, model: Any, commits: Mapping[str, str]) -> None:
+    """Log what was loaded, once it is as it will run."""
+    where = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
+    named = {f"{what}_commit": commit for what, commit in commits.items()}
+    log.info("model_loaded", model=settings.model, **where, attn=in_force(model), **named)
 
 
 def _generating(config: Any) -> Any:

@@ -15,7 +15,7 @@ from rejoinder.worker.engines.admission import MAX_CHARACTERS_PER_TOKEN
 from rejoinder.worker.engines.length_pool import Tokens
 from rejoinder.worker.engines.protocol import EngineRequest, EngineStats
 from rejoinder.worker.engines.transformers.forward import Forward, ForwardBatcher
-from rejoinder.worker.engines.transformers.loading import context_of, load_as
+from rejoinder.worker.engines.transformers.loading import context_of, load_as, tell
 from rejoinder.worker.engines.transformers.settings import TransformersSettings
 from rejoinder.worker.engines.transformers.sources import checkpoint_json
 from rejoinder.worker.errors import EngineGone, RequestTooLarge, Unavailable
@@ -78,7 +78,8 @@ def load_pooling(kind: Any, settings: TransformersSettings) -> Loaded:
     if settings.attn in {"varlen", "flash"}:
         raise EngineGone(f"attn {settings.attn} is of generation only: leave it out, or set sdpa or eager")
     options = {} if settings.attn == "auto" else {"attn_implementation": settings.attn}
-    model, tokenizer = load_as(lambda _: kind, settings, {}, **options)
+    commits: dict[str, str] = {}
+    model, tokenizer = load_as(lambda _: kind, settings, commits, **options)
     if model.config.is_encoder_decoder:
         raise EngineGone(f"the model {settings.model!r} is an encoder-decoder, which this engine does not serve")
     _encode(tokenizer, ["x"], None)  # sets padding and truncation off, which no other thread may see half done
@@ -86,6 +87,7 @@ def load_pooling(kind: Any, settings: TransformersSettings) -> Loaded:
     if settings.max_model_len is None:
         trained = (checkpoint_json(settings, "sentence_bert_config.json") or {}).get("max_seq_length")
         context = min(context, tokenizer.model_max_length, trained or context)
+    tell(settings, model, commits)
     return Loaded(model, tokenizer, context, model.config.get_text_config().vocab_size)
 
 
@@ -137,7 +139,7 @@ class PoolingEngine(ABC):
         cpu = self._settings.device == "cpu" or (self._settings.device == "auto" and not torch.cuda.is_available())
         budget = self._settings.max_batch_tokens or (CPU_BATCH_TOKENS if cpu else GPU_BATCH_TOKENS)
         batcher = ForwardBatcher(budget, CPU_SLACK if cpu else GPU_SLACK)
-        await batcher.load(self._load)
+        await batcher.load(self._ready)
         self._batcher = batcher
 
     async def generate(self, request: EngineRequest) -> Any:
@@ -161,6 +163,23 @@ class PoolingEngine(ABC):
         if self._batcher is not None:
             await self._batcher.stop()
         self._pool.shutdown(wait=False)  # not cancelling: who waits there would be cancelled with it, and not told
+
+    def _ready(self) -> Forward:
+        """Load the model and run it once: no request pays for what is done once, and one that cannot run is no engine.
+
+        Raises:
+            EngineGone: it cannot be loaded, or not run.
+        """
+        try:
+            forward = self._load()
+            if self._settings.warmup:
+                forward([Tokens([0])])
+        except EngineGone:
+            raise
+        except Exception as exc:
+            first = str(exc).partition("\n")[0]
+            raise EngineGone(f"the model {self._settings.model!r} does not run: {first}") from exc
+        return forward
 
     @abstractmethod
     def _load(self) -> Forward:

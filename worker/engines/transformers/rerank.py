@@ -84,10 +84,14 @@ class RerankEngine(PoolingEngine):
         check_text(len(query), self._loaded, "query")
         for at, text in enumerate(texts):
             check_text(len(text), self._loaded, f"documents.{at}")
-        pairs = encode(self._loaded, [query] * len(texts), texts)
-        for at, pair in enumerate(pairs):
-            check_vocabulary(pair.ids, self._loaded.vocabulary, f"documents.{at}")  # blanks may have no token at all
-            check_length(pair, self._loaded, f"documents.{at}", f"documents.{at} with the query")
+        pairs: list[Tokens] = []
+        # The first alone: a query that is too long is not tokenized with thousands of documents, which takes gigabytes.
+        for some in (texts[:1], texts[1:]):
+            for pair in encode(self._loaded, [query] * len(some), some) if some else ():
+                param = f"documents.{len(pairs)}"
+                check_vocabulary(pair.ids, self._loaded.vocabulary, param)  # blanks may have no token at all
+                check_length(pair, self._loaded, param, f"{param} with the query")
+                pairs.append(pair)
         return pairs
 
 
