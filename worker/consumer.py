@@ -226,7 +226,7 @@ class Consumer:
         self._waits.started(clock(), _since(held, clock()))
         try:
             held.stage = Stage.RUNNING
-            answer = await self._handler.run(job, latest)
+            answer = await self._handler.run(job, latest, held.waits)
         finally:
             self._slots.release()
             self._waits.ended(clock())

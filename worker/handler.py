@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -152,12 +153,13 @@ class Handler:
         _check_expiry(job)
         return job
 
-    async def run(self, job: Job, latest: float) -> Answer:
+    async def run(self, job: Job, latest: float, on_wait: Callable[[bool], None] | None = None) -> Answer:
         """Run a job to its answer; an error is an answer too.
 
         Args:
             job: What `accept` returned.
             latest: The loop's time by which it must have ended, whatever its own timeout.
+            on_wait: Called with True when the engine lets it wait for others' sake, and with False when it goes on.
 
         Raises:
             EngineGone: the engine will not come back; nothing is known of the request.
@@ -169,6 +171,8 @@ class Handler:
 
         def waits(waiting: bool) -> None:
             timer.reschedule(latest if waiting else min(clock() + limit, latest))
+            if on_wait is not None:
+                on_wait(waiting)
 
         try:
             _check_expiry(job)

@@ -30,6 +30,10 @@ class Held:
     abandoned: bool = False
     """Its work was stopped: no answer may follow, even if the work ended at that very moment."""
 
+    def waits(self, waiting: bool) -> None:
+        """See `EngineRequest.waits`: what the engine has not let in is not started, and goes back first."""
+        self.stage = Stage.WAITING if waiting else Stage.RUNNING
+
     def abandon(self) -> None:
         """Stop its work."""
         self.abandoned = True

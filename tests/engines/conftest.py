@@ -1,8 +1,10 @@
 """A tiny random model for what can go wrong, and the demo's real model for what must be right."""
 
+from pathlib import Path
+
 import pytest
 import pytest_asyncio
-from engine_harness import build_tiny, started
+from engine_harness import build_tiny, forget_vllm, started
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +18,20 @@ async def engine(tiny):
     engine = await started(tiny)
     yield engine
     await engine.stop()
+
+
+@pytest.fixture(scope="module")
+def fake():
+    """The fake of vLLM can be imported, here and in processes that are started with this path."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent / "fake_vllm")
+        patch.setenv("VLLM_NO_USAGE_STATS", "1")  # the engine sets it: this takes it back
+        patch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+        forget_vllm()
+        import vllm
+
+        yield vllm
+    forget_vllm()
 
 
 @pytest.fixture(scope="session")

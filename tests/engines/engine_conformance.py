@@ -3,17 +3,26 @@
 A new engine is one more `Subject` in `SUBJECTS`: how to build one, what it answers and what it refuses.
 """
 
+import dataclasses
+import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine_harness import CONTEXT, KINDS, SMALL, chat, completion
-from openai.types import Completion
+from engine_harness import CONTEXT, FAMILIES, KINDS, SMALL, build_tiny, chat, completion
+from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion
+from pooling_harness import CONTEXT as BERT_CONTEXT
+from pooling_harness import WORDS, build_bert, embeddings, rerank
 
 from rejoinder.worker.engines.echo import EchoEngine
+from rejoinder.worker.engines.factory import create_vllm
 from rejoinder.worker.engines.host import EngineProcess, HostSettings
+from rejoinder.worker.engines.pool import EnginePool
 from rejoinder.worker.engines.protocol import Engine, EngineRequest
+from rejoinder.worker.engines.quarantine import Suspects
+from rejoinder.worker.engines.transformers import tasks
 from rejoinder.worker.engines.transformers.engine import create
 from rejoinder.worker.errors import BadRequest, Missing, RequestError, RequestTooLarge
 
@@ -41,8 +50,20 @@ class Subject:
     """A request that takes hundreds of steps. None: there is nothing to cancel."""
     process: bool = False
     """Whether it runs in a process that can be killed."""
+    same: Callable[[Any, Any], bool] = operator.eq
+    """Whether two bodies are what one request should get."""
     shapes: Mapping[str, Any] = field(default_factory=lambda: {"/v1/completions": Completion})
     """For each path the type of its response, where it is OpenAI's."""
+    fixture: str | None = None
+    """Of pytest, what it needs."""
+
+
+MODELS = {
+    **{family: functools.partial(build_tiny, family=family) for family in FAMILIES},
+    "bert": build_bert,
+    "cross-encoder": functools.partial(build_bert, labels=1),
+}
+"""How to make the tiny models, by their families' names."""
 
 
 def text(number: int) -> EngineRequest:
@@ -65,9 +86,34 @@ def long_text(number: int) -> EngineRequest:
     return completion({"prompt": "the lazy", "n": 4, "max_tokens": 200, "temperature": 1}, f"long-{number}")
 
 
-def refused(body: Any, error: type[RequestError], param: str | None) -> Bad:
-    """A bad completion."""
-    return Bad(completion(body, f"bad-{param}"), error, param)
+def refused(body: Any, error: type[RequestError], param: str | None, make: Any = completion) -> Bad:
+    """A bad request, by default a completion."""
+    return Bad(make(body, f"bad-{param}"), error, param)
+
+
+def words(number: int) -> str:
+    """Texts of many lengths."""
+    return " ".join(WORDS[4 + (number * number + at) % 12] for at in range(1 + 5 * number % 17))
+
+
+def vector(number: int) -> EngineRequest:
+    """Embeddings of one text or of several."""
+    inputs = [f"{words(number + at)} {WORDS[4 + number % 12]}" for at in range(1 + number % 3)]
+    return embeddings({"input": inputs, **({"dimensions": 8} if number % 5 == 4 else {})}, f"good-{number}")
+
+
+def ranking(number: int) -> EngineRequest:
+    """Documents of many lengths."""
+    return rerank({"query": words(number), "documents": [words(number + at) for at in range(1, 6)]}, f"good-{number}")
+
+
+def near(one: Any, two: Any) -> bool:
+    """Equal, but for the rounding of sums that are added up in another order."""
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(near(one[key], two[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(two) and all(map(near, one, two))
+    return bool(abs(one - two) < 1e-5 if isinstance(one, float) else one == two)
 
 
 BAD_TEXT = (
@@ -80,6 +126,22 @@ BAD_TEXT = (
     refused({"prompt": "x", "stop_token_ids": [10**6]}, BadRequest, "stop_token_ids"),
     refused({"prompt": "x", "model": "other"}, Missing, "model"),
     refused("no object", BadRequest, None),
+)
+BAD_VECTOR = (
+    refused({"input": [[10**6]]}, BadRequest, "input", embeddings),
+    refused({"input": []}, BadRequest, "input", embeddings),
+    refused({"input": ["fox", [5] * (BERT_CONTEXT + 1)]}, BadRequest, "input.1", embeddings),
+    refused({"input": [[5], [5] * (BERT_CONTEXT + 1)]}, RequestTooLarge, "input.1", embeddings),
+    refused({"input": "fox", "dimensions": 1000}, BadRequest, "dimensions", embeddings),
+    refused({"input": "fox", "model": "other"}, Missing, "model", embeddings),
+    refused("no object", BadRequest, None, embeddings),
+)
+BAD_RANKING = (
+    refused({"query": "fox", "documents": []}, BadRequest, "documents", rerank),
+    refused({"query": "fox", "documents": ["dog", "dog " * BERT_CONTEXT]}, RequestTooLarge, "documents.1", rerank),
+    refused({"query": "fox", "documents": ["dog"], "top_n": 0}, BadRequest, "top_n", rerank),
+    refused({"query": "fox", "documents": ["dog"], "model": "other"}, Missing, "model", rerank),
+    refused("no object", BadRequest, None, rerank),
 )
 CHAT = {"/v1/completions": Completion, "/v1/chat/completions": ChatCompletion}
 
@@ -94,19 +156,43 @@ def transformers(name: str, family: str, good: Callable[[int], EngineRequest], *
 
 def in_process(subject: Subject, factory: str, config: Callable[[Callable[[str], str]], dict[str, Any]]) -> Subject:
     """An engine in a process of its own, asked what `subject` is asked."""
-    quick = HostSettings(start_seconds=120, restart_backoff=0.05, restart_backoff_limit=0.2)
-    return Subject(
-        f"{subject.name}, engine process",
-        lambda model: EngineProcess(factory, config(model), quick),
-        subject.good,
-        subject.bad,
-        subject.long,
+    return dataclasses.replace(
+        subject,
+        name=f"{subject.name}, engine process",
+        build=lambda model: EngineProcess(factory, config(model), QUICK),
         process=True,
-        shapes=subject.shapes,
     )
 
 
+def pooled(subject: Subject, factory: str, config: Callable[[Callable[[str], str]], dict[str, Any]]) -> Subject:
+    """Two engines, each in a process of its own, asked what `subject` is asked."""
+
+    def build(model: Callable[[str], str]) -> EnginePool:
+        suspects = Suspects()
+        names = ("first", "second")
+        return EnginePool([EngineProcess(factory, config(model), QUICK, suspects, name) for name in names], suspects)
+
+    return dataclasses.replace(subject, name=f"{subject.name}, two engine processes", build=build, process=True)
+
+
+QUICK = HostSettings(start_seconds=120, restart_backoff=0.05, restart_backoff_limit=0.2)
+ENGINE = "rejoinder.worker.engines.transformers.engine:create"
 CONTINUOUS = transformers("continuous", "llama", text_or_chat)
+
+
+def small(model: Callable[[str], str]) -> dict[str, Any]:
+    """The config of `CONTINUOUS`."""
+    return {"model": model("llama"), **SMALL, "max_model_len": CONTEXT}
+
+
+def one_row(name: str, family: str, good: Callable[[int], EngineRequest], bad: Sequence[Bad], **shapes: Any) -> Subject:
+    """An engine that makes a row of numbers of each input."""
+
+    def build(model: Callable[[str], str]) -> Engine:
+        return tasks.create({"model": model(family), "threads": 1, "max_running": 32})
+
+    return Subject(name, build, good, bad, same=near, **shapes)
+
 
 SUBJECTS = [
     Subject(
@@ -116,12 +202,20 @@ SUBJECTS = [
         shapes={},
     ),
     CONTINUOUS,
-    in_process(
-        CONTINUOUS,
-        "rejoinder.worker.engines.transformers.engine:create",
-        lambda model: {"model": model("llama"), **SMALL, "max_model_len": CONTEXT},
-    ),
+    in_process(CONTINUOUS, ENGINE, small),
+    pooled(CONTINUOUS, ENGINE, small),
     transformers("static", "llama", text_or_chat, batching="static"),
     transformers("static, encoder-decoder", "t5", text),
     transformers("static, state-space", "mamba", text_or_chat),
+    one_row("embeddings", "bert", vector, BAD_VECTOR, shapes={"/v1/embeddings": CreateEmbeddingResponse}),
+    one_row("rerank", "cross-encoder", ranking, BAD_RANKING, shapes={}),
+    Subject(
+        "a fake of vLLM",
+        lambda model: create_vllm({"model": model("llama"), "max_running": 8, "max_model_len": CONTEXT}),
+        text_or_chat,
+        BAD_TEXT,
+        long_text,
+        shapes=CHAT,
+        fixture="fake",
+    ),
 ]

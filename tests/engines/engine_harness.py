@@ -1,6 +1,7 @@
 """A tiny random model, an engine for it, and requests."""
 
 import asyncio
+import sys
 from pathlib import Path
 
 from rejoinder.worker.engines.protocol import EngineRequest
@@ -133,6 +134,13 @@ def completion(body, response_id="r"):
 
 def chat(body, response_id="r"):
     return EngineRequest("/v1/chat/completions", body, response_id, 1_700_000_000)
+
+
+def forget_vllm():
+    """Let the next import find another vLLM, or none."""
+    names = ("rejoinder.worker.engines.vllm_engine", "vllm")
+    for name in [name for name in sys.modules if name in names or name.startswith("vllm.")]:
+        del sys.modules[name]
 
 
 async def eventually(condition, seconds=20.0):

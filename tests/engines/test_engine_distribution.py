@@ -9,9 +9,9 @@ import torch
 from engine_harness import SMALL, tokens_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from rejoinder.worker.engines.sequences import sequence_seed
 from rejoinder.worker.engines.transformers.continuous import ContinuousBatch
 from rejoinder.worker.engines.transformers.loading import LoadedModel
-from rejoinder.worker.engines.transformers.noise import sequence_seed
 from rejoinder.worker.engines.transformers.sampling import Sampling
 from rejoinder.worker.engines.transformers.settings import TransformersSettings
 

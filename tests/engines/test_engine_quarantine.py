@@ -185,6 +185,7 @@ async def test_nobody_enters_without_a_process_and_all_can_be_refused():
     for name in ("f1", "s3"):
         with pytest.raises(errors.Unavailable):
             await crowd.tasks[name]
+    assert crowd.waiting == ["s1"]  # who was cancelled is told nothing more
     await crowd.go("s2")
     assert crowd.gate.held == 0
 

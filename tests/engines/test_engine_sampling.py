@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from rejoinder.worker.engines.transformers.noise import gumbel, noise_key, sequence_seed
+from rejoinder.worker.engines.sequences import sequence_seed
+from rejoinder.worker.engines.transformers.noise import gumbel, noise_key
 from rejoinder.worker.engines.transformers.sampling import (
     Restriction,
     Sampling,

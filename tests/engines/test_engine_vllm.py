@@ -6,14 +6,16 @@ makes of its answers, errors and death. That vLLM itself answers as the fake doe
 import asyncio
 import os
 import signal
+import subprocess
 import sys
-from pathlib import Path
+import threading
 
 import psutil
 import pytest
 import pytest_asyncio
-from engine_harness import CONTEXT, GREEDY, build_tiny, chat, completion, eventually
+from engine_harness import CONTEXT, GREEDY, build_tiny, chat, completion, eventually, forget_vllm
 from openai.types import Completion
+from openai.types.chat import ChatCompletion
 
 from rejoinder.worker.engines.factory import VLLM_FACTORY, create_engine, create_vllm, vllm_config
 from rejoinder.worker.engines.host import EngineProcess, HostSettings
@@ -21,26 +23,6 @@ from rejoinder.worker.errors import BadRequest, EngineGone, Failed, Missing, Req
 from rejoinder.worker.settings import Settings, SettingsError, resolve
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-ENGINE = "rejoinder.worker.engines.vllm_engine"
-
-
-def forget():
-    for name in [name for name in sys.modules if name == ENGINE or name.partition(".")[0] == "vllm"]:
-        del sys.modules[name]
-
-
-@pytest.fixture(scope="module")
-def fake():
-    """vLLM can be imported, here and in processes that are started with this path."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parent / "fake_vllm")
-        patch.setenv("VLLM_NO_USAGE_STATS", "1")  # the engine sets it: this takes it back
-        patch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-        forget()
-        import vllm
-
-        yield vllm
-    forget()
 
 
 async def started_vllm(model, **config):
@@ -115,6 +97,61 @@ async def test_stop_tokens_and_the_end_of_sequence(vllm_engine, engine, fake, tm
     ended = await greedy(ending, **asked)
     await ending.stop()
     assert ended == {**stopped, "model": "tiny"}
+
+
+def close(one, two):
+    """Two bodies, but for what rounding makes of their floats."""
+    if isinstance(one, float):
+        return one == pytest.approx(two, abs=2e-4)
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(close(one[key], two[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(two) and all(map(close, one, two))
+    return one == two
+
+
+@pytest.mark.parametrize("stop", [{}, {"stop": ["never there"]}, {"stop": 11}, {"stop_token_ids": 9}], ids=str)
+@pytest.mark.parametrize("alternatives", [0, 3, 20])
+async def test_log_probabilities_are_those_of_the_transformers_engine(vllm_engine, engine, stop, alternatives):
+    asked = {"prompt": [5, 6, 7], "max_tokens": 40, "repetition_penalty": 1.5}  # not all drawn are likeliest
+    plain = await greedy(engine, **asked)
+    text = plain["choices"][0]["text"]
+    if stop.get("stop") == 11:
+        stop = {"stop": text[11:14]}
+    elif "stop_token_ids" in stop:
+        sampling = engine._sampling(engine_body(asked), None, 0)
+        stop = {"stop_token_ids": [(await engine._batch.run([5, 6, 7], 40, sampling)).tokens[9]]}
+    body = await greedy(vllm_engine, **asked, **stop, logprobs=alternatives)
+    assert close(body, await greedy(engine, **asked, **stop, logprobs=alternatives))
+    assert Completion.model_validate(body, strict=True).choices[0].logprobs.token_logprobs
+    assert close(plain, await greedy(vllm_engine, **asked))
+
+
+def engine_body(asked):
+    from rejoinder.worker.engines.admission import parse_body
+
+    return parse_body("/v1/completions", {**asked, "temperature": 0})
+
+
+async def test_log_probabilities_of_a_conversation(vllm_engine, engine):
+    body = {"messages": [{"role": "user", "content": "hi"}], "temperature": 0, "max_tokens": 12}
+    request = chat({**body, "logprobs": True, "top_logprobs": 2}, "id-3")
+    answer = await vllm_engine.generate(request)
+    assert close(answer, await engine.generate(request))
+    (choice,) = ChatCompletion.model_validate(answer, strict=True).choices
+    assert [len(place.top_logprobs) for place in choice.logprobs.content] == [2] * 12
+    with pytest.raises(BadRequest, match="top_logprobs needs logprobs"):
+        await vllm_engine.generate(chat({**body, "top_logprobs": 2}))
+
+
+async def test_a_schema_is_refused_and_plain_text_is_not(vllm_engine):
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    named = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+    for kind in ({"type": "json_object"}, named):
+        with pytest.raises(BadRequest, match="response_format is not supported by engine vllm") as caught:
+            await vllm_engine.generate(chat({**body, "response_format": kind}))
+        assert caught.value.param == "response_format"
+    assert (await vllm_engine.generate(chat({**body, "response_format": {"type": "text"}})))["choices"]
 
 
 def sampling_of_nothing():
@@ -204,6 +241,16 @@ async def test_errors_of_vllm_that_may_pass(fake, tiny, monkeypatch):
         await small.stop()
 
 
+async def test_fewer_log_probabilities_than_vllm_allows(fake, tiny):
+    few = await started_vllm(tiny, vllm_args={"max_logprobs": 2})
+    try:
+        with pytest.raises(BadRequest, match="greater than max allowed: 2") as caught:
+            await greedy(few, logprobs=3)
+        assert caught.value.param == "logprobs"
+    finally:
+        await few.stop()
+
+
 async def test_cancelling_a_call_aborts_all_its_sequences(vllm_engine):
     llm = vllm_engine._llm
     call = asyncio.create_task(greedy(vllm_engine, n=2, max_tokens=200))
@@ -266,6 +313,37 @@ async def test_stopping_ends_calls_and_processes(fake, tiny):
     await stopping.stop()
     with pytest.raises(Unavailable):
         await greedy(stopping)
+
+
+async def test_stopping_ends_a_call_whose_prompt_is_being_read(fake, tiny, monkeypatch):
+    stopping = await started_vllm(tiny)
+    reading, read_on, encode = threading.Event(), threading.Event(), stopping._text.encode
+
+    def slow(prompt):
+        reading.set()
+        assert read_on.wait(20)
+        return encode(prompt)
+
+    monkeypatch.setattr(stopping._text, "encode", slow)
+    call = asyncio.create_task(greedy(stopping))
+    await eventually(reading.is_set)
+    await stopping.stop()
+    read_on.set()
+    with pytest.raises(Unavailable, match="stopped"):
+        await call
+    assert not stopping._llm.running
+
+
+GUARDING = "from rejoinder.worker.engines import guard; it = guard.start(); print(it is not None)"
+
+
+@pytest.mark.parametrize(("led", "guarded"), [({"start_new_session": True}, True), ({"process_group": 0}, False)])
+async def test_a_guard_only_where_the_group_is_our_own(led, guarded):
+    """A shell gives its pipelines a group each, and `rejoinder worker | tee log` leads one."""
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", GUARDING], capture_output=True, text=True, timeout=60, **led
+    )
+    assert done.stdout.split() == [str(guarded)]
 
 
 def cores(pid):
@@ -349,7 +427,7 @@ async def test_what_vllm_cannot_start_is_said_in_one_line(fake, tiny, tmp_path):
 
 
 async def test_without_vllm_the_worker_says_what_to_install(tiny, monkeypatch):
-    forget()
+    forget_vllm()
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if not entry.endswith("fake_vllm")])
     settings = Settings(requests="memory://a", responses="memory://b", engine="vllm", model=str(tiny))
     host = create_engine(settings)

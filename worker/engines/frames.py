@@ -12,7 +12,7 @@ worker run anything.
 | `cancel` | worker | `id`: the answer is no longer wanted |
 | `result` | engine | `id`, `body` |
 | `error` | engine | `id`, `error`, `message`, `param`, `code` |
-| `beat` | engine | `capacity`, `progress`, `running` |
+| `beat` | engine | `capacity`, `progress`, `running`, `stats` |
 | `gone` | engine | `message`: it cannot be loaded, or can serve no more; the process ends |
 | `stop` | worker | |
 """

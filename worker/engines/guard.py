@@ -15,10 +15,10 @@ def start() -> subprocess.Popen[bytes] | None:
     """Start this process's guard; the caller keeps what is returned.
 
     Returns:
-        None where this process does not lead its process group, in which there would be others' processes, and where
-        the system has no pidfd (Linux has).
+        None where this process does not lead its session, as an engine process does, for then its group is not its
+        own: a shell puts a whole pipeline into one that the first command leads. And where the system has no pidfd.
     """
-    if not hasattr(os, "pidfd_open") or os.getpgrp() != os.getpid():
+    if not hasattr(os, "pidfd_open") or os.getsid(0) != os.getpid():
         return None
     return subprocess.Popen(  # noqa: S603  # our own module
         [sys.executable, "-P", "-m", "rejoinder.worker.engines.guard", str(os.getpid())],

@@ -63,7 +63,7 @@ class EnginePool:
         except BaseException:  # cancelling too
             for start in starts:
                 start.cancel()
-            await asyncio.wait(starts)
+            await asyncio.gather(*starts, return_exceptions=True)
             await self.stop()
             raise
 
@@ -76,7 +76,8 @@ class EnginePool:
             if self._suspects.company(request, left[-1].size):
                 process = left[-1]
             else:
-                process = max(left, key=lambda one: (one.open, one.capacity - one.held))
+                # None may be open: then one that lives lets it in later, and one that is away would refuse it.
+                process = max(left, key=lambda one: (one.open, one.capacity > 0, one.capacity - one.held))
             try:
                 return await process.generate(request)
             except EngineGone:  # before it was run: another process can

@@ -124,6 +124,10 @@ class Gate:
             else:
                 self._withdraw(turn)
             raise
+        except Exception:  # refused: where it goes from here is no longer a matter of others
+            if waits is not None:
+                waits(False)
+            raise
         if waits is not None:
             waits(False)
 

@@ -17,7 +17,7 @@ import contextlib
 import math
 import os
 import uuid
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +27,25 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from rejoinder.schemas.openai import ChatCompletionRequest, CompletionRequest
-from rejoinder.worker.engines import admission, answers, guard
+from rejoinder.worker.engines import admission, guard, sequences
 from rejoinder.worker.engines.admission import Limits
 from rejoinder.worker.engines.answers import Choice
 from rejoinder.worker.engines.protocol import Engine, EngineRequest, EngineStats
-from rejoinder.worker.engines.transformers.noise import sequence_seed
+from rejoinder.worker.engines.sequences import SHARE, Body, Planned
+from rejoinder.worker.engines.token_bytes import TokenBytes
 from rejoinder.worker.engines.transformers.text import Text
 from rejoinder.worker.engines.vllm_settings import VllmSettings
 from rejoinder.worker.errors import BadRequest, EngineGone, Failed, Unavailable
 
 AHEAD = 0.25
 """Of the places in the batch, requests admitted beyond them, so that a free place is filled at the next step."""
-SHARE = 4
-"""One request runs at most one in so many of the places in the batch at once: `n` of 128 must not hold up others."""
 EVERY = 16
 """Tokens between two outputs of a sequence: each wakes the event loop, and tells that the engine makes progress."""
 SEEDS = 2**63 - 1
 """vLLM keeps a seed in a signed 64-bit integer, and takes -1 for none: ours are the non-negative ones."""
+STOPPED = "the engine was stopped; the request will be tried again"
 WATCH_SECONDS = 0.25
 """How soon the end of vLLM's processes is noticed where no request was in flight to tell."""
-
-Body = CompletionRequest | ChatCompletionRequest
 
 
 def create(config: Mapping[str, Any]) -> Engine:
@@ -73,7 +70,7 @@ class VllmEngine:
         self._stopped = False
         self._running = 0
         self._steps = 0
-        self._calls: set[asyncio.Task[Choice]] = set()
+        self._calls: set[asyncio.Task[Any]] = set()
 
     @property
     def paths(self) -> frozenset[str]:
@@ -118,6 +115,7 @@ class VllmEngine:
     def _load(self) -> AsyncLLM:
         llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._settings.engine_args()))
         self._text = Text(llm.get_tokenizer(), frozenset())
+        self._bytes = TokenBytes(llm.get_tokenizer())
         config = llm.vllm_config
         self._running = config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size
         self._limits = Limits(
@@ -129,84 +127,75 @@ class VllmEngine:
 
     async def generate(self, request: EngineRequest) -> Any:
         """Run one request; see `Engine.generate`. The same body again gives the same answer as far as vLLM's does."""
-        if self._llm is None or self._text is None or self._stopped:
+        llm, text = self._llm, self._text
+        if llm is None or text is None or self._stopped:
             raise Unavailable("the engine is not running; the request will be tried again")
         body = admission.parse_body(request.path, request.body)
         model = admission.served_name(body.model, self._served)
         admission.check_sampling(body, self._limits)
-        prompts = await self._prompts(self._text, body)
-        lengths = [admission.new_tokens(body, len(prompt), self._limits) for prompt in prompts]
-        origin = request.response_id if body.seed is None else body.seed
+        if body.json_schema is not None:
+            # vLLM compiles a schema without limits in the processes that run everybody's requests.
+            raise BadRequest(
+                "response_format is not supported by engine vllm: leave it out or ask for text", param="response_format"
+            )
+        prompts = await asyncio.to_thread(sequences.prompts_of, text, body, self._limits)
         share = asyncio.Semaphore(max(1, self._running // SHARE))
-        sequences = []
-        for index in range(len(prompts) * body.n):
-            which = index // body.n
-            sampling = _sampling(body, self._limits.vocabulary, lengths[which], sequence_seed(origin, index))
-            sequences.append(self._sequence(self._llm, share, prompts[which], sampling))
-        choices = await self._all(sequences)
-        shape = answers.completion if isinstance(body, CompletionRequest) else answers.chat_completion
-        return shape(request, model, sum(map(len, prompts)), choices)
-
-    async def _prompts(self, text: Text, body: Body) -> list[list[int]]:
-        """The token ids of each prompt, admitted."""
-        if isinstance(body, CompletionRequest):
-            param = "prompt"
-            for prompt in body.prompts:
-                if isinstance(prompt, str):
-                    admission.check_text(prompt, self._limits, param)
-            tokens = [
-                await asyncio.to_thread(text.encode, prompt) if isinstance(prompt, str) else prompt
-                for prompt in body.prompts
-            ]
-        else:
-            param = "messages"
-            admission.check_text("".join(message.text for message in body.messages), self._limits, param)
-            tokens = [await asyncio.to_thread(text.encode_chat, body.messages)]
-        for ids in tokens:
-            admission.check_tokens(ids, self._limits, param)
-        return tokens
+        plan = sequences.planned(request, body, prompts, self._limits)
+        asked = [(one, _sampling(body, self._limits.vocabulary, one)) for one in plan]
+        choices = await sequences.together([self._sequence(llm, text, share, one, how) for one, how in asked])
+        return sequences.answer(request, body, model, prompts, choices)
 
     async def _sequence(
-        self, llm: AsyncLLM, share: asyncio.Semaphore, prompt: list[int], sampling: SamplingParams
+        self, llm: AsyncLLM, text: Text, share: asyncio.Semaphore, one: Planned, sampling: SamplingParams
     ) -> Choice:
-        text, tokens, reason = "", 0, None
-        async with share:
-            try:
-                # A name of its own: a redelivered request can be in flight beside the one it repeats.
-                outputs = llm.generate(TokensPrompt(prompt_token_ids=prompt), sampling, uuid.uuid4().hex)
-                async with contextlib.aclosing(outputs):
-                    async for output in outputs:
-                        (part,) = output.outputs
-                        text += part.text
-                        tokens += len(part.token_ids)
-                        reason = part.finish_reason
-                        self._steps += 1
-            except VLLMClientError as exc:
-                raise _refused(exc) from exc
-            except (EngineDeadError, GracefulHTTPError, RetryableRequestError) as exc:
-                raise Unavailable(f"{_line(exc)}; the request will be tried again") from exc
-            except VLLMServerError as exc:
-                # Its message may quote the request.
-                raise Failed(f"vLLM failed on this request: {type(exc.__cause__ or exc).__name__}") from exc
+        said, tokens, known = "", list[int](), list[Mapping[int, Any]]()
+        part: Any = None
+        async with share, self._call():
+            # A name of its own: a redelivered request can be in flight beside the one it repeats.
+            outputs = llm.generate(TokensPrompt(prompt_token_ids=one.prompt), sampling, uuid.uuid4().hex)
+            async with contextlib.aclosing(outputs):
+                async for output in outputs:
+                    (part,) = output.outputs
+                    said += part.text
+                    tokens += part.token_ids
+                    known += part.logprobs or () if part.token_ids else ()
+                    self._steps += 1
+        reason = part and part.finish_reason
         if reason not in {"stop", "length"}:
             raise Failed(f"vLLM ended the sequence with {reason!r}")
-        return Choice(text, reason, tokens)
+        if sampling.logprobs is None:
+            return Choice(said, reason, len(tokens))
+        # Stopped by a token, which is not told, or by a string, which cuts the text.
+        by_string = isinstance(part.stop_reason, str)
+        shown = tokens[:-1] if reason == "stop" and not by_string else tokens
+        top = [_logprobs(entries, token, sampling.logprobs) for entries, token in zip(known, tokens, strict=True)]
+        places = await asyncio.to_thread(
+            lambda: sequences.places(self._bytes, shown, top, text.decode(shown), said if by_string else None)
+        )
+        return Choice(said, reason, len(tokens), places)
 
-    async def _all(self, sequences: Sequence[Coroutine[Any, Any, Choice]]) -> list[Choice]:
-        """The results in order. The first failure, or cancelling, ends the others too, and vLLM aborts them."""
-        tasks = [asyncio.create_task(sequence) for sequence in sequences]
-        self._calls.update(tasks)
+    @contextlib.asynccontextmanager
+    async def _call(self) -> AsyncIterator[None]:
+        """Around a call of vLLM: `stop` ends it, and its errors become the worker's."""
+        task = asyncio.current_task()
+        if self._stopped or task is None:
+            raise Unavailable(STOPPED)
+        self._calls.add(task)
         try:
-            return await asyncio.gather(*tasks)
+            yield
         except asyncio.CancelledError:
-            caller = asyncio.current_task()
-            if self._stopped and caller is not None and not caller.cancelling():
-                raise Unavailable("the engine was stopped; the request will be tried again") from None
+            if self._stopped:
+                raise Unavailable(STOPPED) from None
             raise
+        except VLLMClientError as exc:
+            raise _refused(exc) from exc
+        except (EngineDeadError, GracefulHTTPError, RetryableRequestError) as exc:
+            raise Unavailable(f"{_line(exc)}; the request will be tried again") from exc
+        except VLLMServerError as exc:
+            # Its message may quote the request.
+            raise Failed(f"vLLM failed on this request: {type(exc.__cause__ or exc).__name__}") from exc
         finally:
-            for task in tasks:
-                task.cancel()
-            self._calls.difference_update(tasks)
+            self._calls.discard(task)
 
     async def wait_gone(self) -> None:
         """Return when one of vLLM's processes has ended by itself: what ended it is in the log."""
@@ -226,14 +215,14 @@ class VllmEngine:
             await asyncio.to_thread(self._llm.shutdown)
 
 
-def _sampling(body: Body, vocabulary: int, max_new_tokens: int, seed: int) -> SamplingParams:
-    """One sequence's parameters. What the bodies gain (logprobs, structured outputs) is to be added here.
+def _sampling(body: Body, vocabulary: int, one: Planned) -> SamplingParams:
+    """One sequence's parameters.
 
     Raises:
         BadRequest: vLLM's ranges are narrower than the body's.
     """
     try:
-        return _params(body, vocabulary, max_new_tokens, seed)
+        return _params(body, vocabulary, one)
     except VLLMClientError as exc:
         raise _refused(exc) from exc
 
@@ -242,9 +231,9 @@ def _refused(exc: VLLMClientError) -> BadRequest:
     return BadRequest(f"vLLM refuses the request: {exc}", param=getattr(exc, "parameter", None))
 
 
-def _params(body: Body, vocabulary: int, max_new_tokens: int, seed: int) -> SamplingParams:
+def _params(body: Body, vocabulary: int, one: Planned) -> SamplingParams:
     return SamplingParams(
-        max_tokens=max_new_tokens,
+        max_tokens=one.max_new_tokens,
         temperature=body.temperature,
         top_p=body.top_p,
         top_k=admission.top_k(body, vocabulary),
@@ -252,13 +241,21 @@ def _params(body: Body, vocabulary: int, max_new_tokens: int, seed: int) -> Samp
         repetition_penalty=body.repetition_penalty,
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
-        seed=seed & SEEDS,
+        seed=one.seed & SEEDS,
         stop=list(body.stops),
         stop_token_ids=list(body.stop_token_ids or ()),
+        logprobs=body.alternatives,
         output_kind=RequestOutputKind.DELTA,
         stream_interval=EVERY,
         skip_clone=True,  # it is this sequence's alone
     )
+
+
+def _logprobs(entries: Mapping[int, Any], drawn: int, alternatives: int) -> tuple[float, list[tuple[int, float]]]:
+    """Of one place, out of vLLM's: those of the likeliest tokens, and of the drawn one where it is none of them."""
+    others = len(entries) > alternatives
+    top = [(token, entry.logprob) for token, entry in entries.items() if not (others and token == drawn)]
+    return entries[drawn].logprob, sorted(top, key=lambda known: -known[1])
 
 
 def _line(exc: BaseException) -> str:

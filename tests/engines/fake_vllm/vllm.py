@@ -81,6 +81,7 @@ class SamplingParams:
     stop: list[str] | None = None
     stop_token_ids: list[int] | None = None
     max_tokens: int | None = 16
+    logprobs: int | None = None
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
     stream_interval: int | None = None
     skip_clone: bool = False
@@ -98,6 +99,14 @@ class SamplingParams:
 
 class TokensPrompt(TypedDict):
     prompt_token_ids: list[int]
+
+
+# vllm.logprobs
+@dataclasses.dataclass
+class Logprob:
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
 
 
 # vllm.outputs
@@ -138,6 +147,7 @@ class AsyncEngineArgs:
     kv_cache_memory_bytes: int | None = None
     gpu_memory_utilization: float = 0.92
     disable_log_stats: bool = False
+    max_logprobs: int = 20
     speculative_config: dict[str, Any] | None = None
     enable_log_requests: bool = False
 
@@ -159,6 +169,7 @@ class AsyncLLM:
         self.model_config = types.SimpleNamespace(
             max_model_len=args.max_model_len or config.max_position_embeddings,
             get_vocab_size=lambda: config.vocab_size,
+            max_logprobs=args.max_logprobs,
         )
         self.vllm_config = types.SimpleNamespace(
             scheduler_config=types.SimpleNamespace(max_num_seqs=args.max_num_seqs or 256),
@@ -202,6 +213,13 @@ class AsyncLLM:
         ids = prompt["prompt_token_ids"]
         if not -(2**63) <= (params.seed or 0) < 2**63:
             raise OverflowError("Python int too large to convert to C long")  # numpy's, in the engine core
+        if (params.logprobs or 0) > self.model_config.max_logprobs:
+            raise VLLMValidationError(
+                f"Requested sample logprobs of {params.logprobs}, which is greater than max allowed: "
+                f"{self.model_config.max_logprobs}",
+                parameter="logprobs",
+                value=params.logprobs,
+            )
         if self.engine_args.speculative_config is not None and params.min_p > _EPS:
             raise VLLMValidationError(
                 "The min_p and logit_bias sampling parameters are not yet supported with speculative decoding."
@@ -227,7 +245,8 @@ class AsyncLLM:
                 finished = sequence.finish_reason is not None
                 if finished or sent == 0 or len(sequence.tokens) - sent >= interval:
                     text = sequence.text(finished)
-                    part = CompletionOutput(0, text[text_sent:], sequence.tokens[sent:], None, None)
+                    known = None if sampling_params.logprobs is None else sequence.logprobs[sent:]
+                    part = CompletionOutput(0, text[text_sent:], sequence.tokens[sent:], None, known)
                     part.finish_reason, part.stop_reason = sequence.finish_reason, sequence.stop_reason
                     sent, text_sent = len(sequence.tokens), max(text_sent, len(text))
                     if finished:
@@ -246,7 +265,7 @@ class AsyncLLM:
 class _Sequence:
     def __init__(self, llm, ids, params):
         self.llm, self.ids, self.params = llm, list(ids), params
-        self.tokens = []
+        self.tokens, self.logprobs = [], []
         self.finish_reason = self.stop_reason = None
         self.noise = torch.Generator()
         if params.seed is not None:
@@ -256,6 +275,7 @@ class _Sequence:
     def step(self):
         params = self.params
         logits = self.llm.model(torch.tensor([self.ids + self.tokens])).logits[0, -1].float()
+        raw = logits.log_softmax(-1)  # logprobs_mode raw_logprobs, the default
         counts = torch.bincount(torch.tensor(self.tokens, dtype=torch.long), minlength=len(logits))
         seen = torch.bincount(torch.tensor(self.ids), minlength=len(logits)) + counts > 0
         factor = torch.where(seen, params.repetition_penalty, 1.0)
@@ -272,6 +292,12 @@ class _Sequence:
             weights[weights.cumsum(-1) - weights > params.top_p] = 0
             token = int(order[torch.multinomial(weights, 1, generator=self.noise)])
         self.tokens.append(token)
+        if params.logprobs is not None:
+            # The drawn one first; one that is among the likeliest too stays there with its rank among them.
+            known = {token: Logprob(float(raw[token]), int((raw >= raw[token]).sum()))}
+            for rank, other in enumerate(raw.topk(params.logprobs).indices.tolist(), 1):
+                known[other] = Logprob(float(raw[other]), rank)
+            self.logprobs.append(known)
         if token in self.llm.eos or token in params.stop_token_ids:
             self.finish_reason = "stop"
             self.stop_reason = None if token in self.llm.eos else token

@@ -2,26 +2,22 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-import structlog
-
-from rejoinder.schemas.openai import ChatCompletionRequest, CompletionRequest
-from rejoinder.worker.engines import admission, answers
+from rejoinder.worker.engines import admission, sequences
 from rejoinder.worker.engines.admission import Limits
-from rejoinder.worker.engines.answers import Candidate, Choice, Place
+from rejoinder.worker.engines.answers import Choice, Place
 from rejoinder.worker.engines.capacity import Average
 from rejoinder.worker.engines.protocol import Engine, EngineRequest, EngineStats
-from rejoinder.worker.engines.token_bytes import TokenBytes, offsets
-from rejoinder.worker.engines.transformers.attention import in_force
+from rejoinder.worker.engines.sequences import SHARE, Body, Planned
+from rejoinder.worker.engines.token_bytes import TokenBytes
 from rejoinder.worker.engines.transformers.batch import Batch, Generated
 from rejoinder.worker.engines.transformers.choice import choose_batch
 from rejoinder.worker.engines.transformers.grammar import Grammar, Grammars
-from rejoinder.worker.engines.transformers.loading import load
-from rejoinder.worker.engines.transformers.noise import sequence_seed
+from rejoinder.worker.engines.transformers.loading import load, tell
 from rejoinder.worker.engines.transformers.penalties import Penalties
 from rejoinder.worker.engines.transformers.sampling import Sampling
 from rejoinder.worker.engines.transformers.settings import TransformersSettings
@@ -32,15 +28,11 @@ TEXT_THREADS = 2
 """Tokenization and detokenization at once: enough to stay ahead of a model, few enough to leave it the processor."""
 WARMUP_TOKENS = 8
 """Prompt and new ones together: a prefill and some steps after it."""
-SHARE = 4
-"""One request runs at most one in so many of the places in the batch at once: `n` of 128 must not hold up requests of
-one sequence each, whose own time limits run meanwhile."""
 WATCH_SECONDS = 0.25
 """How soon the end of the generation thread is noticed where no request was in flight to tell."""
+STOPPED = "the engine was stopped; the request will be tried again"
 
-log = structlog.get_logger(__name__)
 T = TypeVar("T")
-Body = CompletionRequest | ChatCompletionRequest
 
 
 def create(config: Mapping[str, Any]) -> Engine:
@@ -117,7 +109,7 @@ class TransformersEngine:
         prompt = [n % self._limits.vocabulary for n in range(max(1, tokens // 2))]
         kinds = [Sampling(), Sampling(temperature=1.0), Sampling(temperature=1.0, top_k=40, top_p=0.9)]
         try:
-            await _all([self._batch.run(prompt, max(1, tokens - len(prompt)), kind) for kind in kinds])
+            await sequences.together([self._batch.run(prompt, max(1, tokens - len(prompt)), kind) for kind in kinds])
         except (Failed, Unavailable) as exc:
             raise EngineGone(f"the model {self._settings.model!r} does not generate: {exc}") from exc
 
@@ -134,10 +126,7 @@ class TransformersEngine:
             dynamic=self._batch.dynamic,
             separate=loaded.model.config.is_encoder_decoder,
         )
-        commits = {f"{what}_commit": commit for what, commit in loaded.commits.items()}
-        model = loaded.model
-        where = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
-        log.info("model_loaded", model=self._settings.model, **where, attn=in_force(model), **commits)
+        tell(self._settings, loaded.model, loaded.commits)
 
     async def generate(self, request: EngineRequest) -> Any:
         """Run one request; see `Engine.generate`."""
@@ -146,44 +135,28 @@ class TransformersEngine:
         body = admission.parse_body(request.path, request.body)
         model = admission.served_name(body.model, self._served)
         admission.check_sampling(body, self._limits)
-        prompts = await self._prompts(body)
-        lengths = [admission.new_tokens(body, len(prompt), self._limits) for prompt in prompts]
+        prompts = await self._in_thread(lambda: sequences.prompts_of(self._text, body, self._limits))
+        plan = sequences.planned(request, body, prompts, self._limits)
         grammar = None if body.json_schema is None else await self._grammars.compiled(body.json_schema)
-        origin = request.response_id if body.seed is None else body.seed
         at_once = max(1, self._batch.running // SHARE)
         share = asyncio.Semaphore(at_once)
-        self._width.add(min(at_once, len(prompts) * body.n))
-        sequences = [
-            self._sequence(share, body, prompts[i // body.n], lengths[i // body.n], self._sampling(body, grammar, seed))
-            for i, seed in enumerate(sequence_seed(origin, i) for i in range(len(prompts) * body.n))
-        ]
-        choices = await _all(sequences)
+        self._width.add(min(at_once, len(plan)))
+        choices = await sequences.together([self._sequence(share, body, one, grammar) for one in plan])
         self._finished += 1
-        shape = answers.completion if isinstance(body, CompletionRequest) else answers.chat_completion
-        return shape(request, model, sum(map(len, prompts)), choices)
+        return sequences.answer(request, body, model, prompts, choices)
 
-    async def _prompts(self, body: Body) -> list[list[int]]:
-        """The token ids of each prompt, admitted."""
-        if isinstance(body, CompletionRequest):
-            for prompt in body.prompts:
-                if isinstance(prompt, str):
-                    admission.check_text(prompt, self._limits, "prompt")
-            tokens = await self._in_thread(lambda: [_tokens(self._text, prompt) for prompt in body.prompts])
-        else:
-            admission.check_text("".join(message.text for message in body.messages), self._limits, "messages")
-            tokens = [await self._in_thread(lambda: self._text.encode_chat(body.messages))]
-        for ids in tokens:
-            admission.check_tokens(ids, self._limits, "prompt" if isinstance(body, CompletionRequest) else "messages")
-        return tokens
-
-    async def _sequence(
-        self, share: asyncio.Semaphore, body: Body, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling
-    ) -> Choice:
+    async def _sequence(self, share: asyncio.Semaphore, body: Body, one: Planned, grammar: Grammar | None) -> Choice:
         stop_tokens = frozenset(body.stop_token_ids or ())
         matcher = StopMatcher(self._text, body.stops) if body.stops else None
         async with share, self._slots:
+            if self._stopped:  # what is added to a batch that is ending may never be told of its end
+                raise Unavailable(STOPPED)
             generated = await self._batch.run(
-                prompt, max_new_tokens, sampling, matcher.push if matcher else None, stop_tokens
+                one.prompt,
+                one.max_new_tokens,
+                self._sampling(body, grammar, one.seed),
+                matcher.push if matcher else None,
+                stop_tokens,
             )
         return await self._in_thread(lambda: self._choice(generated, body.stops, stop_tokens))
 
@@ -198,21 +171,10 @@ class TransformersEngine:
     def _places(
         self, generated: Generated, text: str, before: str | None, stop_tokens: Collection[int]
     ) -> Sequence[Place]:
-        """Of the tokens that begin in the returned text: not the one that ended it, none of a stop string's own."""
-        tokens = generated.tokens
-        if self._text.ended(tokens, stop_tokens):
-            tokens = tokens[:-1]
-        parts = self._bytes.parts(tokens, text)
-        shown = self._bytes.shown
-        return [
-            Place(
-                Candidate(shown(token), known.logprob, part),
-                offset,
-                [Candidate(shown(other), logprob, self._bytes.of(other)) for other, logprob in known.top],
-            )
-            for token, known, part, offset in zip(tokens, generated.logprobs or (), parts, offsets(parts), strict=False)
-            if before is None or offset < len(before)
-        ]
+        """Not of the token that ended it."""
+        tokens = generated.tokens[:-1] if self._text.ended(generated.tokens, stop_tokens) else generated.tokens
+        known = [(one.logprob, one.top) for one in generated.logprobs or ()]
+        return sequences.places(self._bytes, tokens, known, text, before)
 
     def _sampling(self, body: Body, grammar: Grammar | None, seed: int) -> Sampling:
         return Sampling(
@@ -228,7 +190,7 @@ class TransformersEngine:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         if self._stopped:
-            raise Unavailable("the engine was stopped; the request will be tried again")
+            raise Unavailable(STOPPED)
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     async def wait_gone(self) -> None:
@@ -243,17 +205,3 @@ class TransformersEngine:
             await asyncio.to_thread(self._batch.stop)
             self._grammars.stop()
         self._pool.shutdown(wait=False)  # not cancelling: who waits there would be cancelled with it, and not told
-
-
-def _tokens(text: Text, prompt: str | list[int]) -> list[int]:
-    return text.encode(prompt) if isinstance(prompt, str) else prompt
-
-
-async def _all(sequences: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results in order. The first failure, or cancelling, ends the others too."""
-    tasks = [asyncio.create_task(sequence) for sequence in sequences]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()

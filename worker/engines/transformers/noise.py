@@ -1,6 +1,4 @@
-"""Seeds, and noise that is a hash of a seed, a position and a token's id: no generator, so no state to lose."""
-
-from hashlib import blake2b
+"""Noise that is a hash of a seed, a position and a token's id: no generator, so no state to lose."""
 
 import torch
 from torch import Tensor
@@ -11,15 +9,6 @@ _GAMMA = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
 _BELOW_ONE = 1 - 2**-24
-
-
-def sequence_seed(origin: int | str, choice: int) -> int:
-    """64 bits from a request's own seed, or from its response id, and the choice's index.
-
-    Hashed, not added: choice 1 of seed 1 must have nothing in common with choice 0 of seed 2.
-    """
-    kind = "seed" if isinstance(origin, int) else "id"
-    return int.from_bytes(blake2b(f"{kind}:{origin}:{choice}".encode(), digest_size=8).digest())
 
 
 def noise_key(seed: int, position: int) -> int:

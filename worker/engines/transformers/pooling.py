@@ -18,7 +18,7 @@ from rejoinder.worker.engines.transformers.forward import Forward, ForwardBatche
 from rejoinder.worker.engines.transformers.loading import context_of, load_as, tell
 from rejoinder.worker.engines.transformers.settings import TransformersSettings
 from rejoinder.worker.engines.transformers.sources import checkpoint_json
-from rejoinder.worker.errors import EngineGone, RequestTooLarge, Unavailable
+from rejoinder.worker.errors import EngineGone, Missing, RequestTooLarge, Unavailable
 
 TEXT_THREADS = 2
 """Tokenization at once: enough to stay ahead of a model, few enough to leave it the processor."""
@@ -146,6 +146,8 @@ class PoolingEngine(ABC):
         """Run one request; see `Engine.generate`."""
         if not self._running:
             raise Unavailable("the engine is not running; the request will be tried again")
+        if request.path != self._path:
+            raise Missing(f"{request.path} is not served; {self._path} is", param="path")
         body = await self._answer(request)
         self._finished += 1
         return body
