@@ -8,7 +8,9 @@ process, in turn. The bare side has transformers' own attention; it is measured 
 made. The worker takes texts where the bare side takes token ids; it is measured from the moment that its engine is
 ready, when the backlog lies in its queue, to the moment that the broker takes the last response. A variant is a list of
 the worker's settings, joined by `+`, such as `attn=varlen+cuda_graphs=true`; `default` has none. Tokens are counted:
-in float32 each side must have as many as the bare one, or the row says so.
+in float32 each side must have as many as the bare one, or the row says so. Each cell has two ratios, of tokens per
+second and of tokens per second of the processor, of all processes together: the second is the steadier one where the
+machine is shared, and means little on a GPU.
 
 On a GPU: `--models random-1b random-3b random-8b --loads realistic --requests 512`, and the variants that are to be
 compared (docs/gpu.md).
@@ -63,19 +65,25 @@ def main() -> None:
 
 def _row(model: str, load: str, arguments: argparse.Namespace) -> list[str]:
     rates: dict[str, list[float]] = {side: [] for side in ("bare", *arguments.variants)}
+    frugal: dict[str, list[float]] = {side: [] for side in rates}  # tokens per second of the processor
     tokens: dict[str, int] = {}
     for _ in range(arguments.runs):
         for side, found in rates.items():
             result = _process(side, model, load, arguments.requests)
             found.append(result["tokens"] / result["seconds"])
+            frugal[side].append(result["tokens"] / result["processor"])
             tokens[side] = result["tokens"]
             print(f"{model}, {load}, {side}: {found[-1]:.1f} tokens/s", file=sys.stderr, flush=True)
     ratios = [
-        f"{statistics.median(a / b for a, b in zip(rates[variant], rates['bare'], strict=True)):.2f}"
+        f"{_ratio(rates, variant):.2f}, {_ratio(frugal, variant):.2f}"
         + ("" if tokens[variant] == tokens["bare"] else f" ({tokens[variant]} tokens)")
         for variant in arguments.variants
     ]
     return [str(tokens["bare"]), f"{statistics.median(rates['bare']):.1f}", *ratios]
+
+
+def _ratio(rates: dict[str, list[float]], variant: str) -> float:
+    return statistics.median(a / b for a, b in zip(rates[variant], rates["bare"], strict=True))
 
 
 def _process(side: str, model: str, load: str, requests: int) -> dict[str, Any]:

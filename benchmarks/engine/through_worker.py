@@ -1,5 +1,6 @@
 """The worker's side: `rejoinder worker` on a backlog in a queue of the embedded broker."""
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -10,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks.engine.loads import Prompt
 from rejoinder.adapters import Outgoing, open_subscription, open_topic
 
@@ -17,7 +20,7 @@ LIMIT = 1800.0
 
 
 async def run(model: str, requests: list[Prompt], flags: list[str]) -> dict[str, Any]:
-    """Seconds from the engine's readiness to the broker's taking the last response, and how many tokens came."""
+    """Seconds, by the clock and of the processor, from the engine's readiness to the last response, and tokens."""
     with tempfile.TemporaryDirectory() as folder:
         base = f"sqlite:///{Path(folder) / 'bench.db'}"
         queues = {"requests": f"{base}?queue=requests", "responses": f"{base}?queue=responses"}
@@ -44,6 +47,11 @@ async def _measured(url: str, count: int, log: Path, process: subprocess.Popen[b
     tokens = got = 0
     last = 0.0
     deadline = time.monotonic() + LIMIT
+    while (ready := _ready(log)) is None:
+        if time.monotonic() > deadline or process.poll() is not None:
+            raise SystemExit(f"the engine did not become ready: {log.read_text()}")
+        await asyncio.sleep(0.02)
+    before = _processor_seconds(process.pid)
     async with open_subscription(url) as subscription:
         while got < count:
             if time.monotonic() > deadline or process.poll() is not None:
@@ -56,9 +64,18 @@ async def _measured(url: str, count: int, log: Path, process: subprocess.Popen[b
                 last = max(last, message.sent_at or 0.0)
             await subscription.ack(batch)
             got += len(batch)
-    ready = next(
-        datetime.fromisoformat(event["timestamp"]).timestamp()
-        for event in map(json.loads, (line for line in log.read_text().splitlines() if line.startswith("{")))
-        if event["event"] == "engine_ready"
-    )
-    return {"seconds": last - ready, "tokens": tokens}
+    return {"seconds": last - ready, "processor": _processor_seconds(process.pid) - before, "tokens": tokens}
+
+
+def _ready(log: Path) -> float | None:
+    """When the engine became ready, in epoch seconds; None until it is."""
+    for line in log.read_text().splitlines():
+        if '"engine_ready"' in line:
+            return datetime.fromisoformat(json.loads(line)["timestamp"]).timestamp()
+    return None
+
+
+def _processor_seconds(pid: int) -> float:
+    """Of a process and all below it, so far."""
+    worker = psutil.Process(pid)
+    return sum(sum(one.cpu_times()[:2]) for one in [worker, *worker.children(recursive=True)])
