@@ -20,9 +20,8 @@ class SlowEcho(EchoEngine):
     """Echo after a random while."""
 
     def __init__(self, seconds: float, capacity: int) -> None:
-        super().__init__("/v1/completions")
+        super().__init__("/v1/completions", capacity)
         self.seconds = seconds
-        self.capacity = capacity
 
     async def generate(self, request: EngineRequest) -> Any:
         await asyncio.sleep(random.uniform(0, 2 * self.seconds))

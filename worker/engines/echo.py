@@ -14,15 +14,16 @@ CAPACITY = 512
 class EchoEngine:
     """Answers `/echo` and the default path with the request's body."""
 
-    def __init__(self, default_path: str) -> None:
+    def __init__(self, default_path: str, places: int = CAPACITY) -> None:
         self.paths = frozenset({"/echo", default_path})
+        self._places = places
         self.capacity = 0
         self.progress = 0
         self.stats = EngineStats()
 
     async def start(self) -> None:
         """Nothing to load."""
-        self.capacity = CAPACITY
+        self.capacity = self._places
 
     async def generate(self, request: EngineRequest) -> Any:
         """Return the body."""
