@@ -26,6 +26,10 @@ class Message:
     """When the broker took the message, seconds since the epoch; None where the broker does not say."""
     lease: object
     """The adapter's handle of this delivery, opaque to everyone else."""
+    ordering_key: str | None = None
+    """What the sender gave as `Outgoing.ordering_key`; None where it gave none or the broker does not carry it."""
+    stored_at: str | None = None
+    """Where the body is, such as `s3://bucket/key`, if the message is only a pointer to it; `body` is empty then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,13 @@ class Outgoing:
 
     body: bytes
     attributes: Mapping[str, str] = field(default_factory=dict)
+    """At most 9. Names of 1 to 200 ASCII letters, digits, `_`, `-` and `.`; values of 1 to 1,024 bytes of UTF-8,
+    without control characters but tab and newline. `publish` raises ValueError for what its broker cannot carry."""
     ordering_key: str | None = None
+    """Messages of one key are delivered in the order of publishing, where the broker can: Pub/Sub's ordering key, SQS's
+    message group (on a standard queue, the tenant of fair queues). 1 to 128 printable ASCII characters."""
+    deduplication_id: str | None = None
+    """Another message with the same one is the same message. Brokers that know no such thing deliver both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +74,18 @@ class Subscription(Protocol):
     def max_attempts(self) -> int | None:
         """After how many deliveries the broker's dead-letter policy takes a message away; None without a policy."""
 
+    @property
+    def max_receive(self) -> int:
+        """The most messages that one `receive` returns. Who wants more at once calls it several times at once."""
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether messages of one ordering key come in order, and must therefore be settled in order.
+
+        If one is let go, those of its key that were received after it are to be let go too, unsettled, or they would
+        overtake it.
+        """
+
     async def receive(self, limit: int, wait: float) -> list[Message]:
         """Lease up to `limit` messages (at least 1), oldest available first.
 
@@ -75,7 +97,8 @@ class Subscription(Protocol):
         becomes available again with `attempt` one higher. A message delivered `max_attempts` times is not delivered
         again: it moves to the dead-letter queue, body and attributes unchanged.
 
-        Cancelling `receive` loses nothing: what was leased for it is let go at once.
+        Cancelling `receive` loses nothing: what was leased for it is let go, as soon as the broker tells of it. Closing
+        the subscription waits for that.
 
         Raises:
             ValueError: `limit` is below 1.
@@ -102,6 +125,13 @@ class Subscription(Protocol):
     @property
     def max_lease_seconds(self) -> float:
         """The longest lease that `set_lease` accepts."""
+
+    @property
+    def max_hold_seconds(self) -> float:
+        """How long after its receipt a message can be held at all, however often renewed; infinity where for ever.
+
+        A lease that `set_lease` would let end later ends then.
+        """
 
     async def backlog(self) -> Backlog:
         """Count what is waiting, held and dead. May be approximate."""

@@ -14,6 +14,8 @@ MAX_LEASE = 7 * 86_400.0
 """Nothing here limits a lease; a week keeps a slip of the unit (milliseconds) from hiding a message for ever."""
 MAX_BODY = 64 * 1024 * 1024
 """A queue of larger bodies belongs in a blob store: every receive holds its bodies in memory, whole."""
+MAX_RECEIVE = 10_000
+"""One receive is one transaction, and one step of the event loop."""
 RECEIVE_BYTES = 64 * 1024 * 1024
 """Of bodies in one receive, about: it ends with the message that reaches this, whatever its limit."""
 
@@ -62,10 +64,11 @@ def lease_lost(message_id: str, attempt: int) -> LeaseLost:
     return LeaseLost(f"delivery {attempt} of message {message_id} has been followed by another, or the message is gone")
 
 
-def check_limit(limit: int) -> None:
-    """Refuse a `receive` of less than one message with ValueError."""
+def checked_limit(limit: int) -> int:
+    """Return how many messages a `receive` takes at most. Raises ValueError below one."""
     if limit < 1:
         raise ValueError(f"limit must be at least 1, not {limit}")
+    return min(limit, MAX_RECEIVE)
 
 
 def check_seconds(seconds: float) -> None:

@@ -10,6 +10,7 @@ Leases run on the monotonic clock. Nothing survives the process.
 
 import asyncio
 import heapq
+import math
 import threading
 import time
 import uuid
@@ -24,11 +25,12 @@ from rejoinder.adapters.driver import Backlog, Message, Outgoing
 from rejoinder.adapters.embedded import (
     MAX_BODY,
     MAX_LEASE,
+    MAX_RECEIVE,
     OPTIONS,
     RECEIVE_BYTES,
     Options,
-    check_limit,
     check_seconds,
+    checked_limit,
     lease_lost,
     too_large,
 )
@@ -160,6 +162,9 @@ class MemorySubscription:
     """The receiving end of a queue."""
 
     max_lease_seconds = MAX_LEASE
+    max_hold_seconds = math.inf
+    max_receive = MAX_RECEIVE
+    keeps_order = False
 
     def __init__(self, queue: str, options: Options) -> None:
         self.name = f"memory://{quote(queue, safe='')}"
@@ -171,7 +176,7 @@ class MemorySubscription:
 
     async def receive(self, limit: int, wait: float) -> list[Message]:
         """See `rejoinder.adapters.driver.Subscription.receive`."""
-        check_limit(limit)
+        limit = checked_limit(limit)
         loop = asyncio.get_running_loop()
         deadline = time.monotonic() + wait
         # A message is leased and returned without an await between: a cancellation finds none leased.

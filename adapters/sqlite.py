@@ -13,6 +13,7 @@ Messages are received in the order of publishing, whatever their ordering key; a
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,10 +25,11 @@ from rejoinder.adapters.driver import Backlog, Message, Outgoing
 from rejoinder.adapters.embedded import (
     MAX_BODY,
     MAX_LEASE,
+    MAX_RECEIVE,
     OPTIONS,
     Options,
-    check_limit,
     check_seconds,
+    checked_limit,
     too_large,
 )
 from rejoinder.adapters.errors import AdapterError, BadURL
@@ -42,6 +44,9 @@ class SqliteSubscription:
     """The receiving end of a queue in a file."""
 
     max_lease_seconds = MAX_LEASE
+    max_hold_seconds = math.inf
+    max_receive = MAX_RECEIVE
+    keeps_order = False
 
     def __init__(self, file: OpenFile, queue: str, options: Options) -> None:
         self.name = _name(file, queue)
@@ -53,7 +58,7 @@ class SqliteSubscription:
 
     async def receive(self, limit: int, wait: float) -> list[Message]:
         """See `rejoinder.adapters.driver.Subscription.receive`."""
-        check_limit(limit)
+        limit = checked_limit(limit)
         let_go = self._file.thread.let_go
         operation = Receive(self._queue, self._options, limit, wait, owner=self._file, let_go=let_go)
         try:

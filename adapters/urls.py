@@ -9,10 +9,10 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 from rejoinder.adapters.driver import Subscription, Topic
 from rejoinder.adapters.errors import BadURL
 
-# scheme -> module with `open_subscription(url)` and `open_topic(url)`
-ADAPTERS = {
-    "memory": "rejoinder.adapters.memory",
-    "sqlite": "rejoinder.adapters.sqlite",
+# scheme -> its module (an `AdapterModule`), and the extra of this distribution that brings its SDK
+ADAPTERS: Mapping[str, tuple[str, str | None]] = {
+    "memory": ("rejoinder.adapters.memory", None),
+    "sqlite": ("rejoinder.adapters.sqlite", None),
 }
 
 
@@ -31,7 +31,13 @@ def _adapter(url: str) -> AdapterModule:
     if not sep or scheme not in ADAPTERS:
         known = ", ".join(f"{name}://" for name in ADAPTERS)
         raise BadURL(f"cannot open {url!r}: unknown scheme {scheme!r}; known are {known}")
-    return cast("AdapterModule", import_module(ADAPTERS[scheme]))
+    module, extra = ADAPTERS[scheme]
+    try:
+        return cast("AdapterModule", import_module(module))
+    except ModuleNotFoundError as exc:
+        if extra is None or (exc.name or "").startswith("rejoinder"):
+            raise
+        raise BadURL(f"cannot open {url!r}: {scheme}:// needs {exc.name}: pip install 'rejoinder[{extra}]'") from exc
 
 
 @asynccontextmanager

@@ -71,7 +71,7 @@ async def test_another_process_is_heard_while_waiting(shared):
 
 
 async def test_a_killed_holder_loses_its_lease_and_not_the_message(shared):
-    lease = 1.0
+    lease = max(1.0, shared.broker.short_lease)
     queue = await shared.queue(lease)
     subscription, topic = await shared.subscription(queue.subscription), await shared.topic(queue.topic)
     (sent,) = await put(topic, b"x")
@@ -84,7 +84,7 @@ async def test_a_killed_holder_loses_its_lease_and_not_the_message(shared):
 
 
 async def test_a_killed_holder_of_the_last_attempt_leaves_a_dead_letter(shared):
-    queue = await shared.queue(lease=0.5, max_attempts=1)
+    queue = await shared.queue(shared.broker.short_lease, max_attempts=1)
     subscription, topic = await shared.subscription(queue.subscription), await shared.topic(queue.topic)
     assert queue.dead_letter is not None
     dead = await shared.subscription(queue.dead_letter)

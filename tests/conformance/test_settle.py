@@ -117,7 +117,7 @@ async def test_a_renewed_lease_holds_from_now(bench):
 
 
 async def test_a_lease_can_be_made_shorter(bench):
-    subscription, topic = await bench.pair(3600)
+    subscription, topic = await bench.pair(600)
     await put(topic, b"x")
     (message,) = await bench.get(subscription)
     receiving = asyncio.create_task(subscription.receive(1, bench.broker.patience))
