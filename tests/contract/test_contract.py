@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from worker_process import Queues, WorkerProcess
+from pairs import Queues, sqlite
+from worker_process import WorkerProcess
 
 from rejoinder.adapters import Message
 
@@ -27,7 +28,7 @@ def request_of(case: dict[str, Any]) -> bytes:
 
 @pytest.fixture
 async def worker(tmp_path: Path) -> AsyncIterator[tuple[Queues, WorkerProcess]]:
-    queues = Queues(tmp_path)
+    queues = sqlite(tmp_path)
     with WorkerProcess(queues, tmp_path / "worker.log") as process:
         process.until_event("engine_ready")
         yield queues, process
