@@ -42,10 +42,16 @@ class Queues:
         assert all(isinstance(outcome, str) for outcome in outcomes), outcomes
         return [str(outcome) for outcome in outcomes]
 
-    async def receive(self, count: int, limit: float = LIMIT) -> list[Message]:
-        """Receive and ack responses until `count` different requests are answered; return all that came."""
-        got: list[Message] = []
-        answered: set[str] = set()
+    async def receive(self, count: int, limit: float = LIMIT, got: list[Message] | None = None) -> list[Message]:
+        """Receive and ack responses until `count` different requests are answered; return all that came.
+
+        Args:
+            count: Different requests.
+            limit: Seconds after which the test fails.
+            got: What came before, which counts too; extended.
+        """
+        got = [] if got is None else got
+        answered = {message.attributes["request_message_id"] for message in got}
         deadline = time.monotonic() + limit
         async with open_subscription(self.inbox) as subscription:
             while len(answered) < count:

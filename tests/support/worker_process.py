@@ -95,10 +95,17 @@ class SlowWorker(LoggingProcess):
         seconds: What a request takes on average.
         capacity: The engine's.
         env: As in `LoggingProcess`.
+        settings: Of the worker.
     """
 
     def __init__(
-        self, queues: Queues, log: Path, seconds: float = 0.03, capacity: int = 8, env: Mapping[str, str] | None = None
+        self,
+        queues: Queues,
+        log: Path,
+        seconds: float = 0.03,
+        capacity: int = 8,
+        env: Mapping[str, str] | None = None,
+        **settings: Any,
     ) -> None:
         command = [str(SLOW_WORKER), queues.requests, queues.responses, str(seconds), str(capacity)]
-        super().__init__(command, log, env)
+        super().__init__([*command, json.dumps(settings)], log, env)
