@@ -47,7 +47,7 @@ async def sns(lease: float, max_attempts: int | None = None) -> End:
 
 
 async def _create_queue(client: Any, lease: float, max_attempts: int | None, suffix: str) -> tuple[str, str]:
-    attributes = {"VisibilityTimeout": f"{lease:.0f}"} | ({"FifoQueue": "true"} if suffix else {})
+    attributes = {"VisibilityTimeout": f"{lease:.0f}"} | ({"FifoQueue": "true"} if suffix.endswith(".fifo") else {})
     if max_attempts is not None:
         _, dead = await _create_queue(client, lease, None, f"-dead{suffix}")
         policy = {"deadLetterTargetArn": dead, "maxReceiveCount": max_attempts}
