@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from rejoinder.adapters.driver import Message
 
 POLL_SECONDS = 100.0
-"""The service answers a pull without messages by itself within about 90 s: then none is on its way when the pull ends."""
+"""The service ends a pull without messages by itself within about 90 s: no answer is on its way when ours ends."""
 IMMEDIATE_SECONDS = 20.0
 """For a pull that does not wait. The service still looks for about a second."""
 LINGER_SECONDS = 2.0

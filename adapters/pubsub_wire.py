@@ -54,7 +54,7 @@ OPTIONS = (
 KEEPALIVE = ("grpc.keepalive_time_ms", 30_000)
 """As often as Google's own clients ping."""
 EMULATOR_KEEPALIVE = ("grpc.keepalive_time_ms", 310_000)
-"""The emulator is a plain gRPC server, which ends connections that ping an idle long poll more than once in 5 minutes."""
+"""The emulator is a plain gRPC server: it ends connections that ping an idle long poll more than once in 5 minutes."""
 
 # Protobuf classes are made at run time, so no type checker knows them.
 PullRequest: Any = types.PullRequest.pb()
