@@ -37,8 +37,8 @@ class LoggingProcess:
             )
 
     def events(self, name: str | None = None) -> list[dict[str, Any]]:
-        """The log's events so far, those called `name` or all."""
-        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        """The log's events so far, those called `name` or all. gRPC writes lines of its own beside them."""
+        lines = [json.loads(line) for line in self.log.read_text(errors="replace").splitlines() if line.startswith("{")]
         return [line for line in lines if name is None or line.get("event") == name]
 
     def until_event(self, name: str, limit: float = LIMIT, count: int = 1) -> dict[str, Any]:

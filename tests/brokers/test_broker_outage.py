@@ -1,0 +1,51 @@
+"""A broker that is cut off, hangs, is slow or garbles for longer than a lease, in the midst of a run.
+
+Everything is answered in the end, and the worker neither dies nor spins: waiting costs it next to nothing.
+"""
+
+import asyncio
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+from answers import check_answers, envelopes
+from broker_pairs import Pair, on
+from outages import FAULTS, Proxied
+from pairs import QUIET
+from worker_process import SlowWorker
+
+from rejoinder.adapters import Message
+
+REQUESTS = 200
+SECONDS = float(os.environ.get("REJOINDER_TEST_OUTAGE_SECONDS", "15"))
+"""Of the outage: past a lease of either broker."""
+CPU_SHARE = 0.2
+"""Of one core, while there is nothing to do but to wait for a broker."""
+LINES_PER_SECOND = 20
+"""What the log may say of it."""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@on("sqs", "pubsub")
+async def test_an_outage_costs_nothing_but_time(pair: Pair, proxied: Proxied, fault: str, tmp_path: Path) -> None:
+    queues, log = await pair.queues(), tmp_path / "worker.log"
+    await queues.send(*envelopes(REQUESTS))
+    got: list[Message] = []
+    with SlowWorker(queues, log, 0.1, env=proxied.env) as worker:
+        await queues.receive(REQUESTS // 4, got=got)
+        process, lines = psutil.Process(worker.process.pid), len(worker.events())
+        before = sum(process.cpu_times()[:2])
+        FAULTS[fault](proxied.proxy)
+        await asyncio.sleep(SECONDS)  # the outage itself, not a wait for anything
+        used, said = sum(process.cpu_times()[:2]) - before, len(worker.events()) - lines
+        proxied.proxy.restore()
+        assert worker.process.poll() is None, log.read_text()
+        await queues.receive(REQUESTS, got=got)
+        assert worker.stop() == 0, log.read_text()
+    got += await queues.receive_some(QUIET)
+    check_answers(got, range(REQUESTS))
+    assert not await queues.left_over()
+    assert used < CPU_SHARE * SECONDS, f"{used:.1f} s of processor time in {SECONDS:g} s"
+    assert said < LINES_PER_SECOND * SECONDS, f"{said} lines in {SECONDS:g} s"
+    print(f"{used:.2f} s of processor time, {said} lines, {len(got) - REQUESTS} answers twice")
