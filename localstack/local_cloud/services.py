@@ -157,7 +157,7 @@ def start(service: Service, folder: Path, *, tied: bool) -> Running:
     """
     if taken(service.port):
         raise CloudError(
-            f"port {service.port} of {HOST} is taken by something else: stop that, or give {service.name} another one "
+            f"port {service.port} of {HOST} is taken by something else: stop that, or give {service.name} another "
             f"({service.option})"
         )
     (folder / "tmp").mkdir(parents=True, exist_ok=True)
