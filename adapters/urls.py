@@ -13,6 +13,7 @@ from rejoinder.adapters.errors import BadURL
 ADAPTERS: Mapping[str, tuple[str, str | None]] = {
     "awssns": ("rejoinder.adapters.sns", "aws"),
     "awssqs": ("rejoinder.adapters.sqs", "aws"),
+    "gcppubsub": ("rejoinder.adapters.pubsub", "gcp"),
     "memory": ("rejoinder.adapters.memory", None),
     "sqlite": ("rejoinder.adapters.sqlite", None),
 }
