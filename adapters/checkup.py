@@ -1,4 +1,4 @@
-"""What `rejoinder doctor` asks of an adapter: look at a queue, subscription or topic, and say what is good and what to do.
+"""What `rejoinder doctor` asks of an adapter: look at a queue, subscription or topic, and say what is to be done.
 
 The checks of an adapter are in a module beside it (`sqlite` -> `sqlite_checkup`), imported only here and only then:
 
@@ -22,8 +22,8 @@ CALL_SECONDS = 5.0
 """Of one question to a broker. One that is there answers in milliseconds; a person waits for this."""
 
 State = Literal["ok", "advice", "fail", "unknown"]
-"""`advice`: works, and could be better. `fail`: the worker would not work, or would lose something. `unknown`: it cannot
-be found out without touching a message, or nobody here may ask."""
+"""`advice`: works, and could be better. `fail`: the worker would not work, or would lose something. `unknown`: it
+cannot be found out without touching a message, or nobody here may ask."""
 
 
 @dataclass(frozen=True, slots=True)
