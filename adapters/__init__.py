@@ -4,7 +4,7 @@
 `check_subscription` and `check_topic` look at what a URL names without touching a message.
 """
 
-from rejoinder.adapters.checkup import Finding
+from rejoinder.adapters.checkup import Checkup, Finding
 from rejoinder.adapters.driver import Backlog, Message, Outgoing, Subscription, Topic
 from rejoinder.adapters.errors import (
     AdapterError,
@@ -21,6 +21,7 @@ __all__ = [
     "AdapterError",
     "Backlog",
     "BadURL",
+    "Checkup",
     "Denied",
     "Finding",
     "LeaseLost",

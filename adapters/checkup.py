@@ -2,19 +2,20 @@
 
 The checks of an adapter are in a module beside it (`sqlite` -> `sqlite_checkup`), imported only here and only then:
 
-    async def check_subscription(url: str) -> list[Finding]
-    async def check_topic(url: str) -> list[Finding]
+    async def check_subscription(url: str) -> Checkup
+    async def check_topic(url: str) -> Checkup
 
 A check touches no message: it receives none, since that counts as an attempt, and publishes none. What it is there to
 find out it never raises: a denied permission or a broker that is away is a finding.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
-from rejoinder.adapters.errors import AdapterError, BadURL, Transient
+from rejoinder.adapters.driver import Backlog
+from rejoinder.adapters.errors import Transient
 
 T = TypeVar("T")
 
@@ -39,13 +40,29 @@ class Finding:
     """What to do about it: the very command, setting or permission. Empty where there is nothing to do."""
 
 
+@dataclass(frozen=True, slots=True)
+class Checkup:
+    """What was found out about one URL. What could not be found out is None or empty."""
+
+    findings: list[Finding]
+    ends: frozenset[str] = frozenset()
+    """Names of what the messages come from (a subscription: its topic or queue) or go to (a topic: itself, and what is
+    known to be subscribed to it): where those of requests and responses overlap, answers are taken for requests."""
+    max_attempts: int | None = None
+    """Deliveries before the broker takes a message away."""
+    max_hold: float | None = None
+    """Seconds after its receipt for which a message can be held."""
+    max_body: int | None = None
+    """Bytes of the largest message."""
+
+
 class CheckupModule(Protocol):
     """What an adapter's module of checks offers."""
 
-    def check_subscription(self, url: str, /) -> Coroutine[Any, Any, list[Finding]]:
+    def check_subscription(self, url: str, /) -> Coroutine[Any, Any, Checkup]:
         """Look at the receiving end that `url` names."""
 
-    def check_topic(self, url: str, /) -> Coroutine[Any, Any, list[Finding]]:
+    def check_topic(self, url: str, /) -> Coroutine[Any, Any, Checkup]:
         """Look at the sending end that `url` names."""
 
 
@@ -83,15 +100,41 @@ async def ask(call: Awaitable[T], seconds: float = CALL_SECONDS) -> T:
         raise Transient(f"no answer within {seconds:g} s") from exc
 
 
-async def looked_at(look: Callable[[], Awaitable[list[Finding]]], *, todo: str) -> list[Finding]:
-    """Return what `look` finds; where it fails as a whole, that it cannot be reached, and what to do (`todo`).
+SHORT_LEASE = 30.0
+"""Leases are renewed at a third: below this, a broker that is busy for ten seconds costs leases."""
+LONG_LEASE = 600.0
+"""The work of a worker that was killed waits for the end of its lease."""
+FEW_ATTEMPTS = 3
+"""A worker that stops, or is killed, hands its requests back, and each time counts as an attempt."""
 
-    Raises:
-        BadURL: the caller's mistake, not a finding.
-    """
-    try:
-        return await look()
-    except BadURL:
-        raise
-    except AdapterError as exc:
-        return [fail("reachable", str(exc) or type(exc).__name__, todo)]
+
+def lease(seconds: float, change: str) -> Finding:
+    """Judge the lease; `change` is how another is set, with `60` for the seconds."""
+    fact = f"{seconds:g} s, renewed every {seconds / 3:g} s"
+    if seconds < SHORT_LEASE:
+        return advice("lease", f"{fact}: a pause of the broker or the network that long loses it", change)
+    if seconds > LONG_LEASE:
+        return advice("lease", f"{fact}: the requests of a worker that was killed wait that long", change)
+    return ok("lease", fact)
+
+
+def attempts(count: int, where: str, change: str) -> Finding:
+    """Judge after how many deliveries a message moves to the dead-letter queue `where`."""
+    fact = f"after {count} deliveries to {where}"
+    if count < FEW_ATTEMPTS:
+        return advice("dead-letter policy", f"{fact}: being handed back by a worker that stops counts as one", change)
+    return ok("dead-letter policy", fact)
+
+
+def no_dead_letters(change: str) -> Finding:
+    """Say that nothing keeps what fails again and again; `change` is how to get that."""
+    return advice("dead-letter policy", "none: a request that fails for good is answered, and kept nowhere", change)
+
+
+def counts(backlog: Backlog, look: str) -> list[Finding]:
+    """Say how much a subscription holds; `look` is how to see the dead ones."""
+    fact = f"{backlog.waiting} waiting, {backlog.held} held or delayed"
+    found = [ok("messages", fact)]
+    if backlog.dead:
+        found.append(advice("dead letters", f"{backlog.dead} in the dead-letter queue", look))
+    return found

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Protocol, cast
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from rejoinder.adapters.checkup import CheckupModule, Finding
+from rejoinder.adapters.checkup import Checkup, CheckupModule
 from rejoinder.adapters.driver import Subscription, Topic
 from rejoinder.adapters.errors import BadURL
 
@@ -70,7 +70,7 @@ async def open_topic(url: str) -> AsyncIterator[Topic]:
         yield topic
 
 
-async def check_subscription(url: str) -> list[Finding]:
+async def check_subscription(url: str) -> Checkup:
     """Look at the queue or subscription that `url` names, without touching a message.
 
     Raises:
@@ -79,7 +79,7 @@ async def check_subscription(url: str) -> list[Finding]:
     return await _checkup(url).check_subscription(url)
 
 
-async def check_topic(url: str) -> list[Finding]:
+async def check_topic(url: str) -> Checkup:
     """Look at the queue or topic that `url` names, without touching a message. Raises as `check_subscription`."""
     return await _checkup(url).check_topic(url)
 
