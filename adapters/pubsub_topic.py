@@ -111,6 +111,8 @@ def _message(outgoing: Outgoing) -> Any:
             raise ValueError(f"attribute name {name!r} must have 1 to 256 bytes and not start with 'goog'")
         if len(value.encode()) > 1024:
             raise ValueError(f"the value of attribute {name!r} has {len(value.encode())} bytes; Pub/Sub takes 1024")
+    if not outgoing.body and not outgoing.attributes:
+        raise ValueError("Pub/Sub carries no message that has neither a body nor attributes")
     key = outgoing.ordering_key or ""
     if len(key.encode()) > 1024:
         raise ValueError(f"the ordering key has {len(key.encode())} bytes; Pub/Sub takes 1024")
