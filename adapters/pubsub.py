@@ -24,7 +24,7 @@ NAME = re.compile(r"projects/([^/]+)/(subscriptions|topics)/([^/]+)")
 KINDS = {"subscriptions": "a subscription, to receive from", "topics": "a topic, to send to"}
 
 
-def _parse(url: str, kind: str) -> tuple[str, str | None]:
+def parse(url: str, kind: str) -> tuple[str, str | None]:
     """Read the resource's name, such as `projects/P/topics/T`, and the endpoint."""
     parts, query = split(url, OPTIONS)
     resource = parts.netloc + parts.path
@@ -37,7 +37,7 @@ def _parse(url: str, kind: str) -> tuple[str, str | None]:
 @asynccontextmanager
 async def open_subscription(url: str) -> AsyncIterator[PubSubSubscription]:
     """Open the subscription that `url` names. Raises BadURL, NotFound, Denied, Transient."""
-    resource, endpoint = _parse(url, "subscriptions")
+    resource, endpoint = parse(url, "subscriptions")
     connection = await connect(endpoint)
     try:
         subscription = PubSubSubscription(connection, resource)
@@ -53,7 +53,7 @@ async def open_subscription(url: str) -> AsyncIterator[PubSubSubscription]:
 @asynccontextmanager
 async def open_topic(url: str) -> AsyncIterator[PubSubTopic]:
     """Open the topic that `url` names. Raises BadURL, NotFound, Denied, Transient."""
-    resource, endpoint = _parse(url, "topics")
+    resource, endpoint = parse(url, "topics")
     connection = await connect(endpoint)
     try:
         topic = PubSubTopic(connection, resource)
