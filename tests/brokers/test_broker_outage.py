@@ -4,6 +4,7 @@ Everything is answered in the end, and the worker neither dies nor spins: waitin
 """
 
 import asyncio
+import logging
 import os
 from pathlib import Path
 
@@ -48,4 +49,4 @@ async def test_an_outage_costs_nothing_but_time(pair: Pair, proxied: Proxied, fa
     assert not await queues.left_over()
     assert used < CPU_SHARE * SECONDS, f"{used:.1f} s of processor time in {SECONDS:g} s"
     assert said < LINES_PER_SECOND * SECONDS, f"{said} lines in {SECONDS:g} s"
-    print(f"{used:.2f} s of processor time, {said} lines, {len(got) - REQUESTS} answers twice")
+    logging.getLogger(__name__).info("%.2f s of processor time, %d lines, %d again", used, said, len(got) - REQUESTS)
