@@ -140,7 +140,8 @@ def _unreachable(exc: AdapterError, resource: str) -> Finding:
     todo = "see the error"
     if isinstance(exc, NotFound):
         topic = " --topic=TOPIC --ack-deadline=60 --expiration-period=never" if collection == "subscriptions" else ""
-        todo = f"check the name and project, or make it: gcloud pubsub {collection} create {name} --project={project}{topic}"
+        make = f"gcloud pubsub {collection} create {name} --project={project}{topic}"
+        todo = f"check the name and project, or make it: {make}"
     elif isinstance(exc, Denied):
         todo = "gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS; with the role that is named"
     elif isinstance(exc, Transient):
