@@ -1,6 +1,6 @@
 """What can be found out about an SNS topic without publishing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
@@ -26,7 +26,8 @@ async def check_topic(url: str) -> Checkup:
     async with AsyncExitStack() as stack:
         try:
             connections = await Vendor(url, region, stack).connect("sns", ASKING)
-            found, largest = await _settings(connections, arn)
+            listed = await _subscriptions(connections, arn)
+            found, largest = await _settings(connections, listed, arn)
         except AdapterError as exc:
             fifo = " --attributes FifoTopic=true" if arn.endswith(".fifo") else ""
             create = f"aws sns create-topic --region {region} --name {arn.rpartition(':')[2]}{fifo}"
@@ -41,11 +42,13 @@ async def check_topic(url: str) -> Checkup:
                 lambda sns: sns.publish(TopicArn=arn, Message="", Subject=""),
             )
         )
-        ends = frozenset({arn, *await _queues(connections, arn)})
+        ends = frozenset({arn, *(one.get("Endpoint", "") for one in listed if one.get("Protocol") == "sqs")})
         return Checkup([*found, ok("size limit", f"{largest} bytes")], ends, max_body=largest)
 
 
-async def _settings(connections: Connections[Any], arn: str) -> tuple[list[Finding], int]:
+async def _settings(
+    connections: Connections[Any], listed: Sequence[Mapping[str, str]], arn: str
+) -> tuple[list[Finding], int]:
     """What the topic says of itself, and the size of its largest message. Raises AdapterError."""
     try:
         answer = await ask(connections.run(LOOK, arn, lambda sns: sns.get_topic_attributes(TopicArn=arn)))
@@ -58,27 +61,15 @@ async def _settings(connections: Connections[Any], arn: str) -> tuple[list[Findi
     order = "by message group" if arn.endswith(".fifo") else "none (a standard topic)"
     found = [
         reached(arn, "sns"),
-        _subscribed(attributes, arn),
+        _subscribed(attributes, listed, arn),
         ok("ordering", order),
         *encryption(attributes, "kms:GenerateDataKey and kms:Decrypt"),
     ]
     return found, int(attributes.get("MaximumMessageSize", MAX_MESSAGE))
 
 
-def _subscribed(attributes: Mapping[str, str], arn: str) -> Finding:
-    confirmed = int(attributes.get("SubscriptionsConfirmed", 0))
-    if confirmed:
-        return ok("subscriptions", f"{confirmed} confirmed")
-    waiting = int(attributes.get("SubscriptionsPending", 0))
-    fact = f"none ({waiting} to be confirmed): responses are lost"
-    make = f"aws sns subscribe --topic-arn {arn} --protocol sqs --notification-endpoint QUEUE_ARN"
-    return fail(
-        "subscriptions", fact, f"{make} --attributes RawMessageDelivery=true, and let the queue's policy allow it"
-    )
-
-
-async def _queues(connections: Connections[Any], arn: str) -> list[str]:
-    """Return the ARNs of the queues that are known to be subscribed."""
+async def _subscriptions(connections: Connections[Any], arn: str) -> list[Mapping[str, str]]:
+    """Return what is subscribed; none where that may not be asked."""
     try:
         answer = await ask(
             connections.run(
@@ -86,5 +77,16 @@ async def _queues(connections: Connections[Any], arn: str) -> list[str]:
             )
         )
     except AdapterError:
-        return []  # only used to see that requests do not come from there too
-    return [one["Endpoint"] for one in answer.get("Subscriptions", ()) if one.get("Protocol") == "sqs"]
+        return []  # their number is known from elsewhere
+    return [one for one in answer.get("Subscriptions", ()) if one.get("SubscriptionArn", "").startswith("arn:")]
+
+
+def _subscribed(attributes: Mapping[str, str], listed: Sequence[Mapping[str, str]], arn: str) -> Finding:
+    confirmed = max(len(listed), int(attributes.get("SubscriptionsConfirmed", 0)))
+    if confirmed:
+        return ok("subscriptions", f"{confirmed}{', such as ' + listed[0].get('Endpoint', '') if listed else ''}")
+    waiting = int(attributes.get("SubscriptionsPending", 0))
+    fact = f"none ({waiting} to be confirmed): responses are lost"
+    make = f"aws sns subscribe --topic-arn {arn} --protocol sqs --notification-endpoint QUEUE_ARN"
+    raw = "--attributes RawMessageDelivery=true, and let the queue's policy allow sqs:SendMessage to sns.amazonaws.com"
+    return fail("subscriptions", fact, f"{make} {raw}")
