@@ -16,7 +16,7 @@ IMMEDIATE_SECONDS = 20.0
 """For a pull that does not wait. The service still looks for about a second."""
 LINGER_SECONDS = 2.0
 """How long a pull goes on without a `receive`, and what it has brought is kept for one: a small part of the shortest
-lease (10 s). A pull that nobody is going to take over ends when it is as old as this: what was there for it has come."""
+lease (10 s). A pull that nobody is to take over ends when it is as old as this: what was there for it has come."""
 SHORT_LINGER_SECONDS = 0.2
 """How long such a pull goes on if it is older: for an answer that is on its way just then."""
 LET_GO_SECONDS = 5.0
@@ -70,7 +70,9 @@ class Pulls:
 
     def _start(self, limit: int, immediately: bool) -> Pull:
         seconds = IMMEDIATE_SECONDS if immediately else POLL_SECONDS
-        return Pull(asyncio.ensure_future(self._pull(limit, seconds, immediately)), limit)
+        pull = Pull(asyncio.ensure_future(self._pull(limit, seconds, immediately)), limit)
+        pull.task.add_done_callback(lambda _: None if pull.wanted else self._end(pull))
+        return pull
 
     def _taken_over(self, limit: int, immediately: bool) -> Pull | None:
         """Find a pull that brings no more than `limit`, and for a `receive` that does not wait, has it."""
@@ -87,7 +89,8 @@ class Pulls:
         pull.wanted = wanted
         self._parked.append(pull)
         pull.timer = asyncio.get_running_loop().call_later(LINGER_SECONDS if wanted else _rest(pull), self._end, pull)
-        pull.task.add_done_callback(lambda _: None if pull.wanted else self._end(pull))
+        if pull.task.done() and not wanted:
+            self._end(pull)
 
     def _end(self, pull: Pull) -> None:
         """Let go of a parked pull, or of what it has brought."""

@@ -4,8 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from rejoinder.adapters import BadURL, Checkup, Finding, Outgoing, check_subscription, check_topic, open_subscription
-from rejoinder.adapters import open_topic, sqlite_checkup
+from rejoinder.adapters import (
+    BadURL,
+    Checkup,
+    Finding,
+    Outgoing,
+    check_subscription,
+    check_topic,
+    open_subscription,
+    open_topic,
+    sqlite_checkup,
+)
 
 
 def by_check(checkup: Checkup) -> dict[str, Finding]:
