@@ -58,14 +58,16 @@ def size_limit(attributes: Mapping[str, str], change: str) -> Finding:
 
 def messages(attributes: Mapping[str, str]) -> Finding:
     """Say how many there are."""
-    waiting, held, delayed = (
-        int(attributes.get(f"ApproximateNumberOfMessages{kind}", 0)) for kind in ("", "NotVisible", "Delayed")
-    )
+    waiting, held, delayed = _counts(attributes)
     fact = f"about {waiting} waiting, {held} held, {delayed} delayed"
     if held > 0.8 * IN_FLIGHT:
         todo = "hold fewer: fewer workers, or a smaller --prefetch"
         return advice("messages", f"{fact}: near {IN_FLIGHT} held, no more are given out, without a word", todo)
     return ok("messages", fact)
+
+
+def _counts(attributes: Mapping[str, str]) -> tuple[int, ...]:
+    return tuple(int(attributes.get(f"ApproximateNumberOfMessages{kind}", 0)) for kind in ("", "NotVisible", "Delayed"))
 
 
 def dead_letters(queue: Queue, source: Mapping[str, str], dead: Mapping[str, str] | None, change: str) -> list[Finding]:
@@ -85,7 +87,7 @@ def dead_letters(queue: Queue, source: Mapping[str, str], dead: Mapping[str, str
         found.append(advice("dead-letter retention", fact, longer))
     else:
         found.append(ok("dead-letter retention", f"{kept / DAY:.3g} days"))
-    if count := int(dead.get("ApproximateNumberOfMessages", 0)):
+    if count := sum(_counts(dead)):
         todo = f"look at them with `rejoinder consume --responses 'awssqs:///{url}'`; `aws sqs start-message-move-task`"
         found.append(advice("dead letters", f"about {count} in {arn}", todo))
     return found
