@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from aiohttp import web
-from aws_stand_in import ARN, ATTRIBUTES, TOPIC, Refusal
+from aws_stand_in import ATTRIBUTES, TOPIC, Refusal
 
 from rejoinder.adapters import (
     AdapterError,
