@@ -5,10 +5,12 @@ import io
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, Generic, TypeVar
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
+from botocore.loaders import create_loader
 
 from rejoinder.adapters.aws_errors import from_exception
 from rejoinder.adapters.errors import BadURL
@@ -67,6 +69,12 @@ class Connections(Generic[ClientT]):
                 raise from_exception(exc, permission, resource) from exc
 
 
+@cache
+def _loader(data_path: str | None) -> Any:
+    """The SDK's models of its services, which are read once: reading them takes longer than the rest of opening."""
+    return create_loader(data_path)
+
+
 class Vendor:
     """One vendor session: its chains of region and credentials, and the clients made of it."""
 
@@ -75,6 +83,7 @@ class Vendor:
         self._session: Any = AioSession()  # typed by the name of each service there is, which is not known here
         try:
             found = region or self._session.get_config_variable("region")
+            self._session.register_component("data_loader", _loader(self._session.get_config_variable("data_path")))
         except Exception as exc:
             raise from_exception(exc, "reading the AWS configuration", url) from exc
         if not found:

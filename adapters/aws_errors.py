@@ -12,7 +12,6 @@ from botocore.exceptions import (
     ClientError,
     ConfigNotFound,
     ConfigParseError,
-    ConnectionError as HTTPConnectionError,
     CredentialRetrievalError,
     EndpointProviderError,
     HTTPClientError,
@@ -26,6 +25,9 @@ from botocore.exceptions import (
     TokenRetrievalError,
     UnauthorizedSSOTokenError,
     UnknownCredentialError,
+)
+from botocore.exceptions import (
+    ConnectionError as HTTPConnectionError,
 )
 from botocore.parsers import ResponseParserError
 

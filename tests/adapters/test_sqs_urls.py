@@ -77,7 +77,7 @@ async def test_no_region(monkeypatch, tmp_path):
 async def test_no_credentials(monkeypatch, tmp_path, url):
     bare_environment(monkeypatch, tmp_path)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    with pytest.raises(Denied, match="(?i)credentials"):
+    with pytest.raises(Denied, match=r"(?i)credentials"):
         async with open_topic(url):
             pass
 
@@ -113,7 +113,7 @@ async def test_an_endpoint_of_its_own(monkeypatch, stand_in):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     async with open_topic("awssqs:///q") as topic:
         assert topic.name == ARN
-    with pytest.raises(Transient, match="127.0.0.1:1"):
+    with pytest.raises(Transient, match=r"127\.0\.0\.1:1"):
         async with open_topic(f"awssns:///{TOPIC}"):
             pass
 

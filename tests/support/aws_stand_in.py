@@ -89,7 +89,7 @@ async def stand_in(monkeypatch, tmp_path):
     server = StandIn()
     app = web.Application(client_max_size=1 << 24)
     app.router.add_post("/{path:.*}", server.answer)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
