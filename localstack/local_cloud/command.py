@@ -17,9 +17,9 @@ from local_cloud.services import (
     localstack_ready,
     pubsub,
     pubsub_ready,
+    refuse_taken,
     start,
     stop_group,
-    taken,
     until_ready,
 )
 from local_cloud.state import State, folder, locked
@@ -116,14 +116,16 @@ def _is_up(state: State) -> bool:
 def _processes_up(state: State) -> None:
     """Start what does not run, and wait for all; what was started is stopped again if it does not get ready."""
     services = (localstack(state.aws_port, folder()), pubsub(state.pubsub_port))
+    lacking = [each for each in services if each.name not in state.groups or not alive(*state.groups[each.name])]
+    for service in lacking:
+        refuse_taken(service.port, service.name, service.option)
     started: list[Running] = []
     try:
-        for service in services:
-            if service.name not in state.groups or not alive(*state.groups[service.name]):
-                say(f"starting {service.name} on {HOST}:{service.port}")
-                started.append(start(service, folder(), tied=False))
-                state.groups[service.name] = (started[-1].process.pid, service.marker)
-                state.save()
+        for service in lacking:
+            say(f"starting {service.name} on {HOST}:{service.port}")
+            started.append(start(service, folder(), tied=False))
+            state.groups[service.name] = (started[-1].process.pid, service.marker)
+            state.save()
         for running in started:
             running.until_ready()
     except BaseException:
@@ -134,11 +136,8 @@ def _processes_up(state: State) -> None:
 
 def _containers_up(state: State) -> None:
     if not containers.running():
-        for name, port in (("--aws-port", state.aws_port), ("--pubsub-port", state.pubsub_port)):
-            if taken(port):
-                raise CloudError(
-                    f"port {port} of {HOST} is taken by something else: stop that, or give another one ({name})"
-                )
+        refuse_taken(state.aws_port, "LocalStack", "--aws-port")
+        refuse_taken(state.pubsub_port, "Pub/Sub emulator", "--pubsub-port")
     say("starting the containers (the first time, their images are pulled: about 2 GB)")
     state.save()
     containers.up(state.aws_port, state.pubsub_port)
