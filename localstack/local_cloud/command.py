@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from local_cloud import containers, resources, seed
 from local_cloud.errors import CloudError
@@ -128,10 +129,19 @@ def _processes_up(state: State) -> None:
             state.save()
         for running in started:
             running.until_ready()
+        # An earlier `up` that was killed may have left what is not ready yet.
+        for service in services:
+            gone = partial(_exit_code, *state.groups[service.name])
+            until_ready(service.name, service.ready, service.port, folder() / service.log_name, gone)
     except BaseException:
         for running in started:
             running.stop()
         raise
+
+
+def _exit_code(group: int, marker: str) -> int | None:
+    """None while the group lives. How another process's child ended cannot be known: -1 then."""
+    return None if alive(group, marker) else -1
 
 
 def _containers_up(state: State) -> None:

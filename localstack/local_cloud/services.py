@@ -45,6 +45,11 @@ class Service:
     """What its command line has and no other process's."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def log_name(self) -> str:
+        """The file that it logs to, in the folder where it is started."""
+        return f"{self.name.replace('/', '').replace(' ', '-').lower()}.log"
+
 
 def localstack(port: int, folder: Path) -> Service:
     """LocalStack on `port`, its files in `folder`; installed first if need be."""
@@ -157,7 +162,7 @@ def start(service: Service, folder: Path, *, tied: bool) -> Running:
     """
     refuse_taken(service.port, service.name, service.option)
     (folder / "tmp").mkdir(parents=True, exist_ok=True)
-    log = folder / f"{service.name.replace('/', '').replace(' ', '-').lower()}.log"
+    log = folder / service.log_name
     command = ["sh", "-c", TIED, "sh", *service.command] if tied else service.command
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603

@@ -6,6 +6,8 @@ import shlex
 import signal
 import socket
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -146,6 +148,29 @@ def test_other_ports_while_it_is_up_are_refused(cloud: Cloud) -> None:
     other = cloud.up("--aws-port", "1")
     assert (other.returncode, other.stdout) == (1, "")
     assert other.stderr == (f"localstack/up: it is up with aws_port {cloud.ports[0]}, not 1: localstack/down first\n")
+
+
+def test_an_up_that_was_killed_while_it_waited_is_taken_up_again(tmp_path: Path) -> None:
+    """Emulators that are not ready yet are waited for, not started twice."""
+    ports = {"--aws-port": str(free_port()), "--pubsub-port": str(free_port())}
+    options = ["--processes", *(word for pair in ports.items() for word in pair)]
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "localstack")}
+    state = tmp_path / "rejoinder" / "local-cloud" / "state.json"
+    try:
+        with subprocess.Popen([sys.executable, "-m", "local_cloud", "up", *options], env=environment) as first:
+            deadline = time.monotonic() + LIMIT
+            while not state.exists() or len(json.loads(state.read_text())["groups"]) < 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            first.kill()
+        groups = json.loads(state.read_text())["groups"]
+        up = script("up", state=tmp_path)
+        assert up.returncode == 0, up.stderr
+        assert "starting" not in up.stderr
+        assert json.loads(state.read_text())["groups"] == groups
+    finally:
+        assert script("down", state=tmp_path).returncode == 0
+    assert not any(alive(group) for group, _ in groups.values())
 
 
 def test_what_died_is_started_again(cloud: Cloud) -> None:
