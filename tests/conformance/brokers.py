@@ -5,7 +5,10 @@ A new adapter is one more `Broker` in `BROKERS`: how to make a queue, and where 
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import pubsub_resources
 
 from rejoinder.adapters import memory
 
@@ -32,7 +35,17 @@ class Broker:
     patience: float
     """After how many seconds without an expected message a test fails."""
     counts_attempts: bool = True
+    counts_without_policy: bool = True
+    """Whether attempts are counted also where there is no dead-letter policy."""
+    least_attempts: int = 1
+    """The smallest `max_attempts` that a dead-letter policy takes."""
+    buries: bool = True
+    """Whether dead letters can be tested."""
+    carries_empty: bool = True
+    """Whether a message may have neither body nor attributes."""
     says_sent_at: bool = True
+    orders_keys: bool = True
+    """Whether messages of one ordering key come in the order of publishing."""
     keeps_order: bool = True
     """Whether one consumer gets messages without an ordering key in the order of publishing."""
     tells_lost: bool = True
@@ -40,6 +53,8 @@ class Broker:
     tells_backlog: bool = True
     """Whether `backlog` is exact and at once."""
     across_processes: bool = True
+    service: str | None = None
+    """The fixture that has its service running."""
 
 
 async def _memory(_directory: Path, lease: float, max_attempts: int | None) -> Queue:
@@ -62,7 +77,36 @@ async def _sqlite(directory: Path, lease: float, max_attempts: int | None) -> Qu
     )
 
 
+async def _pubsub(_directory: Path, lease: float, max_attempts: int | None, **settings: bool) -> Queue:
+    subscription, topic, dead = await pubsub_resources.make(lease, max_attempts, **settings)
+    return Queue(
+        f"gcppubsub://{subscription}",
+        f"gcppubsub://{topic}",
+        dead and f"gcppubsub://{dead}",
+        f"gcppubsub://{subscription}?endpoint=localhost:1",  # the emulator's address goes before it
+    )
+
+
+# The emulator also takes a lease of a second; the service's shortest is ten.
+pubsub = partial(
+    Broker,
+    short_lease=1,
+    patience=30,
+    counts_without_policy=False,
+    least_attempts=5,
+    carries_empty=False,
+    keeps_order=False,
+    tells_lost=False,
+    tells_backlog=False,
+    service="gcp",
+)
+
 BROKERS = (
     Broker("memory", _memory, short_lease=0.2, patience=20, across_processes=False),
     Broker("sqlite", _sqlite, short_lease=0.2, patience=20),
+    pubsub("pubsub", _pubsub, orders_keys=False),
+    # The emulator fails every pull of an ordered subscription that has a message to bury.
+    pubsub("pubsub-ordered", partial(_pubsub, enable_message_ordering=True), buries=False),
+    # The emulator takes stale acks here too: tests/adapters/test_pubsub_exactly_once.py has what the service says.
+    pubsub("pubsub-exactly-once", partial(_pubsub, enable_exactly_once_delivery=True), orders_keys=False),
 )

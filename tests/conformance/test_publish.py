@@ -40,6 +40,8 @@ async def test_the_largest_body_is_taken(bench):
 
 
 async def test_messages_of_one_ordering_key_keep_the_order_of_publishing(bench):
+    if not bench.broker.orders_keys:
+        pytest.skip("this broker keeps no order")
     subscription, topic = await bench.pair()
     for first in range(0, 30, 6):
         batch = [Outgoing(b"%d" % number, ordering_key=f"key{number % 2}") for number in range(first, first + 6)]
@@ -67,7 +69,7 @@ async def test_a_message_outlives_those_who_opened_the_queue(bench):
 
 
 async def test_the_name_is_the_same_for_every_spelling(bench):
-    queue = await bench.queue(max_attempts=3)
+    queue = await bench.queue(max_attempts=5)
     one, other = await bench.subscription(queue.subscription), await bench.subscription(queue.respelled)
     topic = await bench.topic(queue.topic)
     assert one.name == other.name
