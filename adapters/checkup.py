@@ -110,7 +110,7 @@ FEW_ATTEMPTS = 3
 
 def lease(seconds: float, change: str) -> Finding:
     """Judge the lease; `change` is how another is set, with `60` for the seconds."""
-    fact = f"{seconds:g} s, renewed every {seconds / 3:g} s"
+    fact = f"{seconds:g} s, renewed every {seconds / 3:.3g} s"
     if seconds < SHORT_LEASE:
         return advice("lease", f"{fact}: a pause of the broker or the network that long loses it", change)
     if seconds > LONG_LEASE:

@@ -4,7 +4,7 @@ import os
 from contextlib import AsyncExitStack
 from typing import Any
 
-import grpc.aio
+import grpc
 from google.iam.v1.iam_policy_pb2 import TestIamPermissionsRequest, TestIamPermissionsResponse
 from google.pubsub_v1.types import pubsub as types
 
@@ -20,8 +20,8 @@ from rejoinder.adapters.pubsub_wire import (
     GetSubscriptionRequest,
     GetTopicRequest,
     Method,
+    cause,
     connect,
-    error,
 )
 
 ListRequest: Any = types.ListTopicSubscriptionsRequest.pb()
@@ -58,19 +58,16 @@ class Service:
 
     async def call(self, method: Method, request: Any, resource: str, permission: str = "") -> Any:
         """Make one call. Raises AdapterError."""
-        try:
-            return await ask(self._channel.call(method, resource)(request, CALL_SECONDS))
-        except grpc.aio.AioRpcError as exc:
-            raise error(exc, resource, permission) from exc
+        return await ask(self._channel.call(method, resource, permission)(request, CALL_SECONDS))
 
     async def permitted(self, kind: str, resource: str, *permissions: str) -> list[Finding]:
         """Say which of `permissions` there are; `kind` is how gcloud calls what `resource` is."""
-        if os.environ.get(EMULATOR):
-            return [unknown("permissions", "not here: the emulator has no IAM")]
         try:
             request = TestIamPermissionsRequest(resource=resource, permissions=permissions)
             answer = await self.call(TEST, request, resource)
         except AdapterError as exc:
+            if cause(exc) is grpc.StatusCode.UNIMPLEMENTED:
+                return [unknown("permissions", "not here: the emulator has no IAM")]
             return [unknown("permissions", f"cannot be asked: {exc}", f"it needs {', '.join(permissions)}")]
         return [_permission(one, one in answer.permissions, kind, resource) for one in permissions]
 
@@ -140,7 +137,8 @@ def _unreachable(exc: AdapterError, resource: str) -> Finding:
     todo = "see the error"
     if isinstance(exc, NotFound):
         topic = " --topic=TOPIC --ack-deadline=60 --expiration-period=never" if collection == "subscriptions" else ""
-        todo = f"check the name and project, or make it: gcloud pubsub {collection} create {name} --project={project}{topic}"
+        make = f"gcloud pubsub {collection} create {name} --project={project}{topic}"
+        todo = f"check the name and project, or make it: {make}"
     elif isinstance(exc, Denied):
         todo = "gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS; with the role that is named"
     elif isinstance(exc, Transient):

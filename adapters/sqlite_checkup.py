@@ -118,7 +118,7 @@ async def _file(location: Location, look: Callable[[], Awaitable[list[Finding]]]
         found = [ok("reachable", f"{path} is not there yet: the first who opens it makes it")]
     else:
         found = [fail("reachable", f"{path.parent} is not writable", f"chown or chmod '{path.parent}'")]
-    return [*found, _disk(path), _space(path)]
+    return [*found, disk(path), _space(path)]
 
 
 def _refused(path: Path) -> bool:
@@ -133,7 +133,8 @@ def _space(path: Path) -> Finding:
     return ok("disk space", fact)
 
 
-def _disk(path: Path) -> Finding:
+def disk(path: Path) -> Finding:
+    """Judge the file system that holds `path`."""
     kind = file_system(path, MOUNTS)
     if kind is None:
         return unknown(

@@ -47,7 +47,7 @@ def doctor(
     config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each finding as a line of JSON.")] = False,
 ) -> None:
-    """Check the queues: reachable, permitted, lease, dead letters, retention, sizes; say what to do.
+    """Check the queues, and say what to do: permissions, lease, dead letters, retention, sizes.
 
     Looks at either URL or at both, as the worker of these settings would use them, and touches no message. Each
     finding is ok, advice (it works, and could be better), fail (it would not work, or would lose something) or

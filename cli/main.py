@@ -20,7 +20,7 @@ COMMANDS = {
     "join": ("rejoinder.cli.join:join", "Put each response to its request, by the metadata it carries."),
     "doctor": (
         "rejoinder.cli.doctor:doctor",
-        "Check the queues: reachable, permitted, lease, dead letters, retention, sizes; say what to do.",
+        "Check the queues, and say what to do.",
     ),
     "config": ("rejoinder.cli.config:config", "Show each setting, its value and where it comes from."),
     "schema": ("rejoinder.cli.schema:schema", "Print the JSON Schema of a request, a response or a body."),

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from local_cloud import containers, resources, seed
 from local_cloud.errors import CloudError
@@ -17,9 +18,9 @@ from local_cloud.services import (
     localstack_ready,
     pubsub,
     pubsub_ready,
+    refuse_taken,
     start,
     stop_group,
-    taken,
     until_ready,
 )
 from local_cloud.state import State, folder, locked
@@ -116,29 +117,37 @@ def _is_up(state: State) -> bool:
 def _processes_up(state: State) -> None:
     """Start what does not run, and wait for all; what was started is stopped again if it does not get ready."""
     services = (localstack(state.aws_port, folder()), pubsub(state.pubsub_port))
+    lacking = [each for each in services if each.name not in state.groups or not alive(*state.groups[each.name])]
+    for service in lacking:
+        refuse_taken(service.port, service.name, service.option)
     started: list[Running] = []
     try:
-        for service in services:
-            if service.name not in state.groups or not alive(*state.groups[service.name]):
-                say(f"starting {service.name} on {HOST}:{service.port}")
-                started.append(start(service, folder(), tied=False))
-                state.groups[service.name] = (started[-1].process.pid, service.marker)
-                state.save()
+        for service in lacking:
+            say(f"starting {service.name} on {HOST}:{service.port}")
+            started.append(start(service, folder(), tied=False))
+            state.groups[service.name] = (started[-1].process.pid, service.marker)
+            state.save()
         for running in started:
             running.until_ready()
+        # An earlier `up` that was killed may have left what is not ready yet.
+        for service in services:
+            gone = partial(_exit_code, *state.groups[service.name])
+            until_ready(service.name, service.ready, service.port, folder() / service.log_name, gone)
     except BaseException:
         for running in started:
             running.stop()
         raise
 
 
+def _exit_code(group: int, marker: str) -> int | None:
+    """None while the group lives. How another process's child ended cannot be known: -1 then."""
+    return None if alive(group, marker) else -1
+
+
 def _containers_up(state: State) -> None:
     if not containers.running():
-        for name, port in (("--aws-port", state.aws_port), ("--pubsub-port", state.pubsub_port)):
-            if taken(port):
-                raise CloudError(
-                    f"port {port} of {HOST} is taken by something else: stop that, or give another one ({name})"
-                )
+        refuse_taken(state.aws_port, "LocalStack", "--aws-port")
+        refuse_taken(state.pubsub_port, "Pub/Sub emulator", "--pubsub-port")
     say("starting the containers (the first time, their images are pulled: about 2 GB)")
     state.save()
     containers.up(state.aws_port, state.pubsub_port)

@@ -37,7 +37,7 @@ def running() -> bool:
 
 def up(aws_port: int, pubsub_port: int) -> None:
     """Start both containers and wait until they are healthy."""
-    ports = dict(zip(PORT_VARIABLES, map(str, (aws_port, pubsub_port)), strict=True))
+    ports: dict[str, str] = dict(zip(PORT_VARIABLES, map(str, (aws_port, pubsub_port)), strict=True))
     _compose("up", "--detach", "--wait", limit=UP_SECONDS, environment=ports)
 
 

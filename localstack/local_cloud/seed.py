@@ -22,7 +22,7 @@ async def seed_aws(endpoint: str) -> None:
     Endpoint and credentials are given here and not taken from the environment: no real account is ever written to.
     """
     session = get_session()
-    given = {
+    given: dict[str, Any] = {
         "endpoint_url": endpoint,
         "region_name": resources.REGION,
         "aws_access_key_id": "test",

@@ -45,6 +45,11 @@ class Service:
     """What its command line has and no other process's."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def log_name(self) -> str:
+        """The file that it logs to, in the folder where it is started."""
+        return f"{self.name.replace('/', '').replace(' ', '-').lower()}.log"
+
 
 def localstack(port: int, folder: Path) -> Service:
     """LocalStack on `port`, its files in `folder`; installed first if need be."""
@@ -155,13 +160,9 @@ def start(service: Service, folder: Path, *, tied: bool) -> Running:
     Raises:
         CloudError: the port is taken.
     """
-    if taken(service.port):
-        raise CloudError(
-            f"port {service.port} of {HOST} is taken by something else: stop that, or give {service.name} another "
-            f"({service.option})"
-        )
+    refuse_taken(service.port, service.name, service.option)
     (folder / "tmp").mkdir(parents=True, exist_ok=True)
-    log = folder / f"{service.name.replace('/', '').replace(' ', '-').lower()}.log"
+    log = folder / service.log_name
     command = ["sh", "-c", TIED, "sh", *service.command] if tied else service.command
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603
@@ -209,6 +210,14 @@ def alive(group: int, marker: str = "") -> bool:
         if found == str(group) and ("l" in status or not status.startswith("Z")) and marker in arguments:
             return True
     return False
+
+
+def refuse_taken(port: int, name: str, option: str) -> None:
+    """Raise `CloudError` if something listens on the port that the service `name` is to have."""
+    if taken(port):
+        raise CloudError(
+            f"port {port} of {HOST} is taken by something else: stop that, or give {name} another ({option})"
+        )
 
 
 def taken(port: int) -> bool:
