@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 # Helpers that several folders' tests share stand here; pytest puts only a test's own folder on the path.
-for folder in ("support", "engines"):
-    sys.path.insert(0, str(Path(__file__).parent / folder))
+for folder in ("tests/support", "tests/engines", "localstack"):
+    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
+
+pytest_plugins = ["cloud"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,0 +1,209 @@
+"""The two emulators as processes: how each is started, when it is ready, how it is stopped."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+from google.api_core.exceptions import GoogleAPICallError
+from google.pubsub_v1 import PublisherClient
+from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
+
+from local_cloud.errors import CloudError
+from local_cloud.install import localstack_python, pubsub_emulator
+
+HOST = "127.0.0.1"
+AWS_SERVICES = ("s3", "sqs", "sns")
+PROJECT = "local"
+READY_SECONDS = 120.0
+"""LocalStack takes 10 to 25 s on an idle machine."""
+STOP_SECONDS = 10.0
+# Ends the service's process group when whoever started it is gone, killed included: the pipe on stdin closes then.
+TIED = 'exec 3<&0 </dev/null; { cat <&3 >/dev/null; kill -KILL 0; } & exec 3<&- "$@"'
+
+
+@dataclass(frozen=True)
+class Service:
+    """One emulator: what starts it, and what tells that it is ready."""
+
+    name: str
+    port: int
+    command: Sequence[str]
+    ready: Callable[[int], bool]
+    """Whether it answers on this port."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def localstack(port: int, folder: Path) -> Service:
+    """LocalStack on `port`, its files in `folder`; installed first if need be."""
+    return Service(
+        name="LocalStack",
+        port=port,
+        command=[str(localstack_python()), "-m", "localstack.runtime.main"],
+        ready=localstack_ready,
+        environment={
+            "GATEWAY_LISTEN": f"{HOST}:{port}",
+            "SERVICES": ",".join(AWS_SERVICES),
+            "EAGER_SERVICE_LOADING": "1",  # what cannot be loaded is known before the first request
+            "SKIP_SSL_CERT_DOWNLOAD": "1",
+            "DISABLE_EVENTS": "1",
+            "DNS_ADDRESS": "0",
+            "FILESYSTEM_ROOT": str(folder / "files"),
+            "TMPDIR": str(folder / "tmp"),
+        },
+    )
+
+
+def pubsub(port: int) -> Service:
+    """The Pub/Sub emulator on `port`; it keeps everything in memory."""
+    return Service(
+        name="Pub/Sub emulator",
+        port=port,
+        command=[*pubsub_emulator(), f"--host={HOST}", f"--port={port}"],
+        ready=pubsub_ready,
+    )
+
+
+def localstack_ready(port: int) -> bool:
+    """Whether LocalStack on `port` serves what we need.
+
+    Raises:
+        CloudError: it says that one of its services cannot be loaded.
+    """
+    try:
+        with urllib.request.urlopen(f"http://{HOST}:{port}/_localstack/health", timeout=5) as answer:
+            states = json.load(answer)["services"]
+    except (OSError, ValueError, KeyError):
+        return False
+    if failed := [name for name in AWS_SERVICES if states.get(name) == "error"]:
+        raise CloudError(f"LocalStack cannot load {', '.join(failed)}")
+    return all(states.get(name) in {"running", "available"} for name in AWS_SERVICES)
+
+
+def pubsub_ready(port: int) -> bool:
+    """Whether the emulator on `port` answers a call."""
+    with grpc.insecure_channel(f"{HOST}:{port}") as channel:
+        client = PublisherClient(transport=PublisherGrpcTransport(channel=channel))
+        try:
+            list(client.list_topics(project=f"projects/{PROJECT}", timeout=2, retry=None))
+        except GoogleAPICallError:
+            return False
+    return True
+
+
+@dataclass
+class Running:
+    """A service that was started by this process."""
+
+    service: Service
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def until_ready(self, limit: float = READY_SECONDS) -> None:
+        """Wait until the service answers.
+
+        Raises:
+            CloudError: it ended, or did not answer within `limit` seconds; has the end of its log.
+        """
+        deadline = time.monotonic() + limit
+        while not self.service.ready(self.service.port):
+            if (code := self.process.poll()) is not None:
+                raise CloudError(f"{self.service.name} ended with exit code {code}: {tail(self.log)}")
+            if time.monotonic() > deadline:
+                raise CloudError(f"{self.service.name} is not ready after {limit:g} s: {tail(self.log)}")
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """Stop the service with all that it started. A second call does nothing."""
+        stop_group(self.process.pid)
+        self.process.wait(STOP_SECONDS)
+        if self.process.stdin:
+            self.process.stdin.close()
+
+
+def start(service: Service, folder: Path, *, tied: bool) -> Running:
+    """Start `service` in a process group of its own, its log in `folder`.
+
+    Args:
+        service: What to start.
+        folder: Where its log and its files go; made if it is missing.
+        tied: Whether the service is to end with this process, whatever ends this process.
+
+    Raises:
+        CloudError: the port is taken.
+    """
+    if taken(service.port):
+        raise CloudError(f"port {service.port} of {HOST} is taken by something else: {service.name} cannot use it")
+    (folder / "tmp").mkdir(parents=True, exist_ok=True)
+    log = folder / f"{service.name.replace('/', '').replace(' ', '-').lower()}.log"
+    command = ["sh", "-c", TIED, "sh", *service.command] if tied else service.command
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603
+            command,
+            cwd=folder,
+            env={**os.environ, **service.environment},
+            stdin=subprocess.PIPE if tied else subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return Running(service, process, log)
+
+
+def stop_group(group: int) -> None:
+    """End the process group: politely, and after `STOP_SECONDS` not. A group that has ended already is fine.
+
+    Raises:
+        CloudError: it does not end even so.
+    """
+    for sign, limit in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, STOP_SECONDS)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, sign)
+        deadline = time.monotonic() + limit
+        while alive(group) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if not alive(group):
+            return
+    raise CloudError(f"process group {group} does not end; see `ps -A -o pid,pgid,stat,args`")
+
+
+def alive(group: int) -> bool:
+    """Whether a process of the group runs. Dead ones whose parent does not collect them do not count.
+
+    A dead one that still has threads (`Zl`) counts: its sockets close with its last thread.
+    """
+    listing = subprocess.run(["ps", "-A", "-o", "pgid=,stat="], check=True, capture_output=True, text=True).stdout  # noqa: S607
+    rows = (line.split() for line in listing.splitlines())
+    return any(row[0] == str(group) and ("l" in row[1] or not row[1].startswith("Z")) for row in rows)
+
+
+def taken(port: int) -> bool:
+    """Whether something listens on `port` of this machine."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return True
+    return False
+
+
+def free_port() -> int:
+    """Give a port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    """Give the end of `log`."""
+    return "\n".join([f"the end of {log}:", *log.read_text(errors="replace").splitlines()[-lines:]])
