@@ -15,8 +15,8 @@ POLL_SECONDS = 100.0
 IMMEDIATE_SECONDS = 20.0
 """For a pull that does not wait. The service still looks for about a second."""
 LINGER_SECONDS = 2.0
-"""How long a pull goes on without a `receive`, and what it has brought is kept for one: a small part of the shortest
-lease (10 s). A pull that nobody is to take over ends when it is as old as this: what was there for it has come."""
+"""How long a pull goes on without a `receive`. One that nobody is to take over ends when it is as old as this: what
+was there for it has come by then."""
 SHORT_LINGER_SECONDS = 0.2
 """How long such a pull goes on if it is older: for an answer that is on its way just then."""
 LET_GO_SECONDS = 5.0
@@ -44,6 +44,10 @@ class Pulls:
     def __init__(self, pull: PullOnce, let_go: LetGo) -> None:
         self._pull = pull
         self._let_go = let_go
+        self.keep_seconds = LINGER_SECONDS
+        """How long what a pull has brought is kept for a `receive`."""
+        self._open: set[Pull] = set()
+        """All whose messages nobody has."""
         self._parked: list[Pull] = []
         """Those that no `receive` waits for."""
         self._ending: set[asyncio.Task[None]] = set()
@@ -64,6 +68,7 @@ class Pulls:
             if not pull.task.done():
                 self._park(pull, wanted=True)
                 return []
+            self._open.discard(pull)
             messages = pull.task.result()
             if messages or loop.time() >= deadline:
                 return messages
@@ -71,7 +76,8 @@ class Pulls:
     def _start(self, limit: int, immediately: bool) -> Pull:
         seconds = IMMEDIATE_SECONDS if immediately else POLL_SECONDS
         pull = Pull(asyncio.ensure_future(self._pull(limit, seconds, immediately)), limit)
-        pull.task.add_done_callback(lambda _: None if pull.wanted else self._end(pull))
+        pull.task.add_done_callback(lambda _: self._done(pull))
+        self._open.add(pull)
         return pull
 
     def _taken_over(self, limit: int, immediately: bool) -> Pull | None:
@@ -92,11 +98,21 @@ class Pulls:
         if pull.task.done() and not wanted:
             self._end(pull)
 
+    def _done(self, pull: Pull) -> None:
+        """Keep what a parked pull has brought for the next `receive`, but not for long: its leases run."""
+        if pull in self._parked:
+            if not pull.wanted:
+                self._end(pull)
+            elif pull.timer:
+                pull.timer.cancel()
+                pull.timer = asyncio.get_running_loop().call_later(self.keep_seconds, self._end, pull)
+
     def _end(self, pull: Pull) -> None:
         """Let go of a parked pull, or of what it has brought."""
         if pull not in self._parked:
             return
         self._parked.remove(pull)
+        self._open.discard(pull)
         if pull.timer:
             pull.timer.cancel()
         if not pull.task.done():
@@ -117,9 +133,12 @@ class Pulls:
             pull.wanted = False
             if pull.task.done():
                 self._end(pull)
-        await asyncio.gather(*(asyncio.wait({pull.task}, timeout=_rest(pull)) for pull in self._parked))
+        # Also those whose receive was cancelled a moment ago and has not heard of it: it parks them meanwhile.
+        await asyncio.gather(*(asyncio.wait({pull.task}, timeout=_rest(pull)) for pull in self._open))
         for pull in list(self._parked):
             self._end(pull)
+        for pull in self._open:
+            pull.task.cancel()
         if self._ending:
             await asyncio.wait(set(self._ending), timeout=LET_GO_SECONDS)
         for task in self._ending:

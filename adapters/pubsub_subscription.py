@@ -10,7 +10,7 @@ import grpc
 
 from rejoinder.adapters.driver import Backlog, Message
 from rejoinder.adapters.errors import AdapterError, BadURL, LeaseLost, NotFound, Transient
-from rejoinder.adapters.pubsub_pulls import Pulls
+from rejoinder.adapters.pubsub_pulls import LINGER_SECONDS, Pulls
 from rejoinder.adapters.pubsub_wire import (
     ACKNOWLEDGE,
     CALL_SECONDS,
@@ -85,6 +85,8 @@ class PubSubSubscription:
         if pushes:
             raise BadURL(f"{self.name} has a {pushes[0]}, so it delivers there: make a subscription of type pull")
         self.lease_seconds = float(info.ack_deadline_seconds)
+        # Leases run from the pull on; who receives is to find them nearly whole.
+        self._pulls.keep_seconds = min(LINGER_SECONDS, self.lease_seconds / 5)
         self.max_attempts = info.dead_letter_policy.max_delivery_attempts or None
         self.keeps_order = info.enable_message_ordering
         self.exactly_once = info.enable_exactly_once_delivery

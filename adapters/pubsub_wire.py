@@ -40,8 +40,10 @@ OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     # Channels to one address otherwise share one connection, and a large pull would hold up the heartbeats.
     ("grpc.use_local_subchannel_pool", 1),
-    # A connection that has gone silent is noticed after this and `keepalive_time_ms`; also TCP_USER_TIMEOUT.
+    # A connection that has gone silent is noticed after this and `keepalive_time_ms`. Pings have a timeout of their own,
+    # of a minute, without which the first one does nothing.
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
     # After an outage it is back within seconds: gRPC's own backoff grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 500),
@@ -77,14 +79,16 @@ class Method:
     path: str
     request: Any
     response: Any
+    routed_by: str = "subscription"
+    """The field of the request by which the service routes."""
 
 
 PULL = Method("/google.pubsub.v1.Subscriber/Pull", PullRequest, PullResponse)
 ACKNOWLEDGE = Method("/google.pubsub.v1.Subscriber/Acknowledge", AcknowledgeRequest, Empty)
 MODIFY = Method("/google.pubsub.v1.Subscriber/ModifyAckDeadline", ModifyAckDeadlineRequest, Empty)
 GET_SUBSCRIPTION = Method("/google.pubsub.v1.Subscriber/GetSubscription", GetSubscriptionRequest, SubscriptionInfo)
-PUBLISH = Method("/google.pubsub.v1.Publisher/Publish", PublishRequest, PublishResponse)
-GET_TOPIC = Method("/google.pubsub.v1.Publisher/GetTopic", GetTopicRequest, TopicInfo)
+PUBLISH = Method("/google.pubsub.v1.Publisher/Publish", PublishRequest, PublishResponse, "topic")
+GET_TOPIC = Method("/google.pubsub.v1.Publisher/GetTopic", GetTopicRequest, TopicInfo, "topic")
 
 # Whatever is not here is Transient: unavailable, internal, aborted, throttled, unknown, cancelled by the server.
 ERRORS: Mapping[grpc.StatusCode, type[AdapterError]] = {
@@ -198,8 +202,7 @@ class Channel:
         )
         name = f"gcppubsub://{resource}"
         # The service routes by this header; a generated client adds it.
-        field = "topic" if method in (PUBLISH, GET_TOPIC) else "subscription"
-        metadata = (("x-goog-request-params", f"{field}={quote(resource)}"),)
+        metadata = (("x-goog-request-params", f"{method.routed_by}={quote(resource)}"),)
 
         async def call(request: Any, seconds: float) -> Any:
             try:
