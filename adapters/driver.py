@@ -49,11 +49,11 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """How much a subscription holds, as far as its broker says."""
+    """How much a subscription holds, as far as its broker says. None: it does not say."""
 
-    waiting: int
+    waiting: int | None
     """Messages that can be received now."""
-    held: int
+    held: int | None
     """Messages that are leased or delayed."""
     dead: int | None = None
     """Messages in the dead-letter queue; None where there is none or it cannot be asked."""
@@ -134,7 +134,11 @@ class Subscription(Protocol):
         """
 
     async def backlog(self) -> Backlog:
-        """Count what is waiting, held and dead. May be approximate."""
+        """Count what is waiting, held and dead, as far as the broker says. May be approximate.
+
+        Raises:
+            Transient, Denied, NotFound: the subscription cannot be reached, also where nothing is counted.
+        """
 
 
 class Topic(Protocol):

@@ -1,0 +1,121 @@
+"""Pulls under way, each of which may outlive the `receive` that started it.
+
+A pull that is cancelled, or whose deadline passes, while its answer is on its way leaves messages leased to nobody. So
+when a `receive` ends before its pull, the pull goes on for a moment, and the next `receive` takes it over: an idle
+worker that asks every 20 s cancels nothing. What a pull brings that nobody takes over is let go.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from rejoinder.adapters.driver import Message
+
+POLL_SECONDS = 100.0
+"""The service ends a pull without messages by itself within about 90 s: no answer is on its way when ours ends."""
+IMMEDIATE_SECONDS = 20.0
+"""For a pull that does not wait. The service still looks for about a second."""
+LINGER_SECONDS = 2.0
+"""How long a pull goes on without a `receive`, and what it has brought is kept for one. An answer that was on its way
+is here by then, and it is a small part of the shortest lease (10 s)."""
+LET_GO_SECONDS = 5.0
+"""How long closing waits for the broker to take back what nobody received."""
+
+PullOnce = Callable[[int, float, bool], Awaitable[list[Message]]]
+LetGo = Callable[[Sequence[Message]], Awaitable[None]]
+
+
+class Pull:
+    """One pull: a task that ends with its messages."""
+
+    def __init__(self, task: asyncio.Task[list[Message]], limit: int) -> None:
+        self.task = task
+        self.limit = limit
+        self.wanted = True
+        """Whether what it brings may wait for the next `receive`; else it is let go as soon as it is there."""
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Pulls:
+    """All pulls of one subscription."""
+
+    def __init__(self, pull: PullOnce, let_go: LetGo) -> None:
+        self._pull = pull
+        self._let_go = let_go
+        self._parked: list[Pull] = []
+        """Those that no `receive` waits for."""
+        self._ending: set[asyncio.Task[None]] = set()
+
+    async def receive(self, limit: int, wait: float) -> list[Message]:
+        """Pull up to `limit` messages; an empty list after `wait` seconds. Raises what the pull raises."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait
+        immediately = wait <= 0
+        while True:
+            pull = self._taken_over(limit, immediately) or self._start(limit, immediately)
+            left = IMMEDIATE_SECONDS * 2 if immediately else max(deadline - loop.time(), 0)
+            try:
+                await asyncio.wait({pull.task}, timeout=left)
+            except asyncio.CancelledError:
+                self._park(pull, wanted=False)
+                raise
+            if not pull.task.done():
+                self._park(pull, wanted=True)
+                return []
+            messages = pull.task.result()
+            if messages or loop.time() >= deadline:
+                return messages
+
+    def _start(self, limit: int, immediately: bool) -> Pull:
+        seconds = IMMEDIATE_SECONDS if immediately else POLL_SECONDS
+        return Pull(asyncio.ensure_future(self._pull(limit, seconds, immediately)), limit)
+
+    def _taken_over(self, limit: int, immediately: bool) -> Pull | None:
+        """Find a pull that brings no more than `limit`, and for a `receive` that does not wait, has it."""
+        for pull in self._parked:
+            if pull.limit <= limit and (pull.task.done() or not immediately):
+                self._parked.remove(pull)
+                if pull.timer:
+                    pull.timer.cancel()
+                pull.wanted = True
+                return pull
+        return None
+
+    def _park(self, pull: Pull, *, wanted: bool) -> None:
+        pull.wanted = wanted
+        self._parked.append(pull)
+        pull.timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._end, pull)
+        pull.task.add_done_callback(lambda _: None if pull.wanted else self._end(pull))
+
+    def _end(self, pull: Pull) -> None:
+        """Let go of a parked pull, or of what it has brought."""
+        if pull not in self._parked:
+            return
+        self._parked.remove(pull)
+        if pull.timer:
+            pull.timer.cancel()
+        if not pull.task.done():
+            pull.task.cancel()
+        task = asyncio.ensure_future(self._give_back(pull))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def _give_back(self, pull: Pull) -> None:
+        await asyncio.wait({pull.task})
+        # An error is nobody's any more: the next receive meets its own.
+        if not pull.task.cancelled() and pull.task.exception() is None and pull.task.result():
+            await self._let_go(pull.task.result())
+
+    async def close(self) -> None:
+        """End all pulls; those that have just begun may bring something, which is let go."""
+        for pull in list(self._parked):
+            pull.wanted = False
+            if pull.task.done():
+                self._end(pull)
+        if self._parked:
+            await asyncio.wait({pull.task for pull in self._parked}, timeout=LINGER_SECONDS)
+        for pull in list(self._parked):
+            self._end(pull)
+        if self._ending:
+            await asyncio.wait(set(self._ending), timeout=LET_GO_SECONDS)
+        for task in self._ending:
+            task.cancel()

@@ -1,0 +1,131 @@
+"""The sending end of Pub/Sub."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from rejoinder.adapters.driver import Outgoing
+from rejoinder.adapters.errors import AdapterError, TooLarge, Transient
+from rejoinder.adapters.pubsub_wire import (
+    CALL_SECONDS,
+    GET_TOPIC,
+    PUBLISH,
+    Connection,
+    GetTopicRequest,
+    PublishRequest,
+    PubsubMessage,
+    error,
+)
+
+REQUEST_BYTES = 10_000_000
+"""What the service takes in one request."""
+REQUEST_MESSAGES = 1_000
+MAX_BODY = REQUEST_BYTES - 20_000
+"""The rest is for the topic's name, the ordering key and nine attributes of the longest."""
+PUBLISH_SECONDS = 60.0
+"""10 MB over 1.4 Mbit/s."""
+CONCURRENCY = 16
+"""Requests at once from one `publish`: ordering keys cannot share one, and a round trip takes tens of milliseconds."""
+PUBLISH_PERMISSION = "roles/pubsub.publisher on the topic (pubsub.topics.publish)"
+READ_PERMISSION = "roles/pubsub.viewer on the topic (pubsub.topics.get)"
+
+
+class PubSubTopic:
+    """A topic. It must be reached through one regional endpoint if ordering keys are to keep order between senders."""
+
+    max_body = MAX_BODY
+
+    def __init__(self, connection: Connection, resource: str) -> None:
+        self.name = f"gcppubsub://{resource}"
+        self._resource = resource
+        channel = connection.channel()
+        self._get = channel.call(GET_TOPIC, resource)
+        self._publish = channel.call(PUBLISH, resource)
+
+    async def read(self) -> None:
+        """Find out whether the topic is there.
+
+        A sender needs no permission for that (roles/pubsub.publisher has none): without it, a topic that is not there
+        is found out by the first `publish`.
+
+        Raises:
+            NotFound, Denied, Transient: as their names say.
+        """
+        try:
+            await self._get(GetTopicRequest(topic=self._resource), CALL_SECONDS)
+        except grpc.aio.AioRpcError as exc:
+            if exc.code() is not grpc.StatusCode.PERMISSION_DENIED:
+                raise error(exc, self.name, READ_PERMISSION) from exc
+        except TimeoutError as exc:
+            raise Transient(f"{self.name}: no answer in {CALL_SECONDS:g} s") from exc
+
+    async def publish(self, batch: Sequence[Outgoing]) -> list[str | AdapterError]:
+        """See `rejoinder.adapters.driver.Topic.publish`."""
+        messages = [_message(outgoing) for outgoing in batch]
+        outcomes: list[str | AdapterError] = [Transient("not sent")] * len(batch)
+        groups: dict[str, list[int]] = {}
+        for number, outgoing in enumerate(batch):
+            if len(outgoing.body) > MAX_BODY:
+                outcomes[number] = TooLarge(f"the body has {len(outgoing.body)} bytes, over the {MAX_BODY} of Pub/Sub")
+            else:
+                groups.setdefault(outgoing.ordering_key or "", []).append(number)
+        room = asyncio.Semaphore(CONCURRENCY)
+
+        async def send(numbers: list[int]) -> bool:
+            async with room:
+                outcome = await self._send([messages[number] for number in numbers])
+            for place, number in enumerate(numbers):
+                outcomes[number] = outcome if isinstance(outcome, AdapterError) else outcome[place]
+            return not isinstance(outcome, AdapterError)
+
+        async def in_order(numbers: list[int]) -> None:
+            parts = _parts(messages, numbers)
+            for place, part in enumerate(parts):
+                if not await send(part):
+                    held = Transient(f"{self.name}: held back, because a message before it of its ordering key failed")
+                    for number in (number for later in parts[place + 1 :] for number in later):
+                        outcomes[number] = held
+                    return
+
+        free = _parts(messages, groups.pop("", []))
+        await asyncio.gather(*map(send, free), *map(in_order, groups.values()))
+        return outcomes
+
+    async def _send(self, messages: list[Any]) -> list[str] | AdapterError:
+        try:
+            response = await self._publish(PublishRequest(topic=self._resource, messages=messages), PUBLISH_SECONDS)
+        except grpc.aio.AioRpcError as exc:
+            return error(exc, self.name, PUBLISH_PERMISSION)
+        except TimeoutError:
+            return Transient(f"{self.name}: no answer in {PUBLISH_SECONDS:g} s")
+        return list(response.message_ids)
+
+
+def _message(outgoing: Outgoing) -> Any:
+    """Make the protobuf message. Raises ValueError for what Pub/Sub cannot carry."""
+    for name, value in outgoing.attributes.items():
+        if not 0 < len(name.encode()) <= 256 or name.startswith("goog"):
+            raise ValueError(f"attribute name {name!r} must have 1 to 256 bytes and not start with 'goog'")
+        if len(value.encode()) > 1024:
+            raise ValueError(f"the value of attribute {name!r} has {len(value.encode())} bytes; Pub/Sub takes 1024")
+    key = outgoing.ordering_key or ""
+    if len(key.encode()) > 1024:
+        raise ValueError(f"the ordering key has {len(key.encode())} bytes; Pub/Sub takes 1024")
+    return PubsubMessage(data=outgoing.body, attributes=outgoing.attributes, ordering_key=key)
+
+
+def _parts(messages: Sequence[Any], numbers: Sequence[int]) -> list[list[int]]:
+    """Cut into requests that the service takes."""
+    parts: list[list[int]] = []
+    size = REQUEST_BYTES
+    for number in numbers:
+        length = messages[number].ByteSize() + 8
+        if size + length > REQUEST_BYTES or len(parts[-1]) == REQUEST_MESSAGES:
+            parts.append([])
+            size = 1_000  # the topic's name
+        parts[-1].append(number)
+        size += length
+    return parts
