@@ -54,7 +54,10 @@ async def rate(
                 if time.monotonic() > deadline:
                     raise SystemExit(f"{side.name} answered {len(found)} of {messages} messages in {LIMIT:g} s")
                 until_quiet(process, deadline)
+                ended = not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
                 await module.take(places[1], found)
+                if ended and len(found) < messages:
+                    raise SystemExit(f"{side.name} ended with {len(found)} of {messages} messages answered")
     return (len(found) - 1) / (max(found) - min(found)), len(found) - messages
 
 

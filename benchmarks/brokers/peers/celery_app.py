@@ -29,12 +29,12 @@ app.conf.update(
 )
 
 
-@app.task
+@app.task(name="answered")
 def answered(body: str) -> None:
     """What would run on the other side; nobody does here."""
 
 
-@app.task
+@app.task(name="echo")
 def echo(body: str) -> None:
     """Answer with the body."""
     answered.apply_async(args=[body], queue=os.environ["RESPONSES"])

@@ -15,12 +15,12 @@ requests = SQSBroker(os.environ["REQUESTS"], max_number_of_messages=10)
 responses = SQSBroker(os.environ["RESPONSES"], enable_batching=True, batch_timeout=0.1)
 
 
-@responses.task
+@responses.task(task_name="answered")
 async def answered(body: str) -> None:
     """What would run on the other side; nobody does here."""
 
 
-@requests.task
+@requests.task(task_name="echo")
 async def echo(body: str) -> None:
     """Answer with the body."""
     await answered.kiq(body)
