@@ -16,6 +16,7 @@ import psutil
 from benchmarks.brokers.sides import MODULES, PEERS, WORKER, Broker, Side, command, peer
 
 LIMIT = 300.0
+STOP_SECONDS = 30.0
 QUIET_SHARE = 0.1
 """Of a core, all processes of a side together: below it, the side waits for messages."""
 
@@ -76,7 +77,7 @@ def named(places: tuple[str, str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def working(side: Side, arguments: list[str], places: tuple[str, str]) -> Iterator[psutil.Process]:
-    """Run a side in a process group of its own, and end it. The worker is to end as it should."""
+    """Run a side in a process group of its own, and end it: the worker as it should, the others at once."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             arguments,
@@ -89,11 +90,10 @@ def working(side: Side, arguments: list[str], places: tuple[str, str]) -> Iterat
         )
         try:
             yield psutil.Process(process.pid)
-            with contextlib.suppress(ProcessLookupError):  # the bare loop has ended by itself
-                os.killpg(process.pid, signal.SIGTERM)
-            code = process.wait(30)
-            if side.name == WORKER and code:
-                raise SystemExit(f"the worker ended with {code}")
+            if side.name == WORKER:
+                process.send_signal(signal.SIGTERM)
+                if code := process.wait(STOP_SECONDS):
+                    raise SystemExit(f"the worker ended with {code}")
         except BaseException:
             log.seek(0)
             sys.stderr.write(log.read().decode(errors="replace")[-4000:])

@@ -52,13 +52,13 @@ def url(name: str) -> str:
 
 
 @asynccontextmanager
-async def places() -> AsyncIterator[tuple[str, str]]:
+async def places(lease: int = 60) -> AsyncIterator[tuple[str, str]]:
     """Two fresh topics, for requests and for responses, each with a subscription of its name."""
     names = [f"{kind}-{uuid4().hex[:12]}" for kind in ("requests", "responses")]
     async with clients() as (publisher, subscriber):
         for name in names:
             await publisher.create_topic(name=topic(name))
-            request = {"name": subscription(name), "topic": topic(name), "ack_deadline_seconds": 60}
+            request = {"name": subscription(name), "topic": topic(name), "ack_deadline_seconds": lease}
             await subscriber.create_subscription(request=request)
         try:
             yield names[0], names[1]

@@ -28,11 +28,12 @@ def url(name: str) -> str:
 
 
 @asynccontextmanager
-async def places() -> AsyncIterator[tuple[str, str]]:
-    """Two fresh queues, for requests and for responses."""
+async def places(lease: int = 30) -> AsyncIterator[tuple[str, str]]:
+    """Two fresh queues, for requests and for responses; `lease` seconds as SQS has it by default."""
     names = [f"{kind}-{uuid4().hex[:12]}" for kind in ("requests", "responses")]
     async with client() as sqs:
-        urls = [(await sqs.create_queue(QueueName=name))["QueueUrl"] for name in names]
+        attributes = {"VisibilityTimeout": str(lease)}
+        urls = [(await sqs.create_queue(QueueName=name, Attributes=attributes))["QueueUrl"] for name in names]
         try:
             yield names[0], names[1]
         finally:
