@@ -5,11 +5,13 @@ import contextlib
 import gc
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import TypeVar
 
 import structlog
 
-from rejoinder.adapters import AdapterError, Subscription, Topic, open_subscription, open_topic
+from rejoinder.adapters import AdapterError, Backlog, Subscription, Topic, Transient, open_subscription, open_topic
 from rejoinder.worker.consumer import Consumer
 from rejoinder.worker.engines.factory import create_engine
 from rejoinder.worker.engines.protocol import Engine, EngineStats
@@ -22,9 +24,13 @@ from rejoinder.worker.slots import Slots
 
 log = structlog.get_logger(__name__)
 
+Opened = TypeVar("Opened")
+
 REPORT_SECONDS = 10.0
-# A broker that is busy when the worker starts is waited for this long; one that is wrong is not.
+# A broker that is away or busy when the worker starts is waited for this long; one that is wrong is not.
 START_SECONDS = 60.0
+# Beyond that, for the call that is under way then.
+GRACE_OF_START = 10.0
 
 
 class StopSignals:
@@ -70,9 +76,12 @@ async def serve(settings: Settings, signals: StopSignals | None = None, engine: 
     """
     own = signals or StopSignals()
     with contextlib.nullcontext() if signals else own.installed():
-        async with open_subscription(settings.requests) as subscription, open_topic(settings.responses) as topic:
-            # Asked before the model is loaded: a queue that cannot be read should cost no minutes.
-            backlog = await call_until("backlog", subscription.backlog, limit=START_SECONDS)
+        async with contextlib.AsyncExitStack() as stack:
+            brokers = await _opened(settings, stack, own.stop)
+            if brokers is None:
+                log.info("worker_stopped")
+                return
+            subscription, topic, backlog = brokers
             log.info("worker_starting", engine=settings.engine_name, model=settings.model, waiting=backlog.waiting)
             engine = engine or create_engine(settings)
             try:
@@ -86,6 +95,45 @@ async def serve(settings: Settings, signals: StopSignals | None = None, engine: 
             finally:
                 await engine.stop()
     log.info("worker_stopped", **_figures(engine.stats))
+
+
+async def _opened(
+    settings: Settings, stack: contextlib.AsyncExitStack, stop: asyncio.Event
+) -> tuple[Subscription, Topic, Backlog] | None:
+    """Open both brokers before the model is loaded: what is wrong with them should cost no minutes.
+
+    One that is away or busy is waited for. None when the worker was stopped meanwhile.
+
+    Raises:
+        AdapterError: a broker refuses, or was still away after `START_SECONDS`.
+    """
+    # In this task, and not in one that could be cancelled: what an adapter opens may have to be closed by its opener.
+    try:
+        async with asyncio.timeout(START_SECONDS + GRACE_OF_START) as timer:
+            stopped = asyncio.create_task(_end_on(stop, timer))
+            try:
+                subscription = await _patiently("open requests", stack, lambda: open_subscription(settings.requests))
+                topic = await _patiently("open responses", stack, lambda: open_topic(settings.responses))
+                # Opening need not have read anything: this does.
+                backlog = await call_until("backlog", subscription.backlog, limit=START_SECONDS)
+                return subscription, topic, backlog
+            finally:
+                stopped.cancel()
+    except TimeoutError as exc:
+        if stop.is_set():
+            return None
+        raise Transient(f"{settings.requests} or {settings.responses} did not answer in {START_SECONDS:g} s") from exc
+
+
+async def _end_on(stop: asyncio.Event, timer: asyncio.Timeout) -> None:
+    await stop.wait()
+    timer.reschedule(0.0)
+
+
+async def _patiently(
+    what: str, stack: contextlib.AsyncExitStack, opening: Callable[[], AbstractAsyncContextManager[Opened]]
+) -> Opened:
+    return await call_until(what, lambda: stack.enter_async_context(opening()), limit=START_SECONDS)
 
 
 async def _started(engine: Engine, signals: StopSignals) -> bool:
