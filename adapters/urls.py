@@ -11,6 +11,8 @@ from rejoinder.adapters.errors import BadURL
 
 # scheme -> its module (an `AdapterModule`), and the extra of this distribution that brings its SDK
 ADAPTERS: Mapping[str, tuple[str, str | None]] = {
+    "awssns": ("rejoinder.adapters.sns", "aws"),
+    "awssqs": ("rejoinder.adapters.sqs", "aws"),
     "gcppubsub": ("rejoinder.adapters.pubsub", "gcp"),
     "memory": ("rejoinder.adapters.memory", None),
     "sqlite": ("rejoinder.adapters.sqlite", None),

@@ -5,7 +5,11 @@ A new adapter is one more `Broker` in `BROKERS`: how to make a queue, and where 
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import aws_resources
+import pubsub_resources
 
 from rejoinder.adapters import memory
 
@@ -32,14 +36,26 @@ class Broker:
     patience: float
     """After how many seconds without an expected message a test fails."""
     counts_attempts: bool = True
+    counts_without_policy: bool = True
+    """Whether attempts are counted also where there is no dead-letter policy."""
+    least_attempts: int = 1
+    """The smallest `max_attempts` that a dead-letter policy takes."""
     says_sent_at: bool = True
+    orders_keys: bool = True
+    """Whether messages of one ordering key come in the order of publishing."""
     keeps_order: bool = True
     """Whether one consumer gets messages without an ordering key in the order of publishing."""
     tells_lost: bool = True
     """Whether settling what another delivery has taken, or what is gone, is `LeaseLost`."""
     tells_backlog: bool = True
     """Whether `backlog` is exact and at once."""
+    dead_count_afresh: bool = True
+    """Whether the deliveries from a dead-letter queue are counted from 1 again."""
+    filler: bytes = b"\0"
+    """What the largest body is made of."""
     across_processes: bool = True
+    service: str | None = None
+    """The fixture that has its service running."""
 
 
 async def _memory(_directory: Path, lease: float, max_attempts: int | None) -> Queue:
@@ -62,7 +78,71 @@ async def _sqlite(directory: Path, lease: float, max_attempts: int | None) -> Qu
     )
 
 
+async def _pubsub(_directory: Path, lease: float, max_attempts: int | None, **settings: bool) -> Queue:
+    subscription, topic, dead = await pubsub_resources.make(lease, max_attempts, **settings)
+    return Queue(
+        f"gcppubsub://{subscription}",
+        f"gcppubsub://{topic}",
+        dead and f"gcppubsub://{dead}",
+        f"gcppubsub://{subscription}?endpoint=localhost:1",  # the emulator's address goes before it
+    )
+
+
+async def _sqs(_directory: Path, lease: float, max_attempts: int | None, *, fifo: bool = False) -> Queue:
+    queue, dead = await aws_resources.make_queue(fifo=fifo, max_attempts=max_attempts)
+    return _sqs_queue(queue, dead, lease, f"awssqs:///{aws_resources.name_of(queue)}")
+
+
+async def _sns(_directory: Path, lease: float, max_attempts: int | None) -> Queue:
+    queue, dead = await aws_resources.make_queue(max_attempts=max_attempts)
+    return _sqs_queue(queue, dead, lease, f"awssns:///{await aws_resources.make_topic(queue)}")
+
+
+def _sqs_queue(queue: str, dead: str | None, lease: float, topic: str) -> Queue:
+    *_, region, account, name = queue.split(":")
+    return Queue(
+        f"awssqs:///{name}?lease={lease:g}",
+        topic,
+        dead and f"awssqs:///{aws_resources.name_of(dead)}",
+        f"awssqs://sqs.{region}.amazonaws.com/{account}/{name}",
+    )
+
+
+# LocalStack takes stale receipts for good ones, and deletes by them; SQS's standard queues may, too. Counts are
+# approximate. A body that is no text takes a third more than its size.
+sqs = partial(
+    Broker,
+    short_lease=1,
+    patience=60,
+    keeps_order=False,
+    tells_lost=False,
+    tells_backlog=False,
+    dead_count_afresh=False,
+    filler=b"x",
+    service="aws",
+)
+
+# The emulator also takes a lease of a second; the service's shortest is ten.
+pubsub = partial(
+    Broker,
+    short_lease=1,
+    patience=30,
+    counts_without_policy=False,
+    least_attempts=5,
+    keeps_order=False,
+    tells_lost=False,
+    tells_backlog=False,
+    service="gcp",
+)
+
 BROKERS = (
     Broker("memory", _memory, short_lease=0.2, patience=20, across_processes=False),
     Broker("sqlite", _sqlite, short_lease=0.2, patience=20),
+    sqs("sqs", _sqs, orders_keys=False),
+    sqs("sqs-fifo", partial(_sqs, fifo=True)),
+    sqs("sns", _sns, orders_keys=False),
+    pubsub("pubsub", _pubsub, orders_keys=False),
+    pubsub("pubsub-ordered", partial(_pubsub, enable_message_ordering=True)),
+    # The emulator takes stale acks here too: tests/adapters/test_pubsub_exactly_once.py has what the service says.
+    pubsub("pubsub-exactly-once", partial(_pubsub, enable_exactly_once_delivery=True), orders_keys=False),
 )

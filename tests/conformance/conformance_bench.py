@@ -51,8 +51,19 @@ class Bench:
             while not await condition():
                 await asyncio.sleep(0.005)
 
-    def attempt(self, number: int) -> int | None:
-        return number if self.broker.counts_attempts else None
+    def attempt(self, number: int, *, policy: bool = False) -> int | None:
+        """What `attempt` of the delivery with this number is, on a queue with or without a dead-letter policy."""
+        return number if self.broker.counts_attempts and (policy or self.broker.counts_without_policy) else None
+
+    async def last_attempt(self, subscription: Subscription) -> Message:
+        """Let the only message go until it has one delivery left, and take that."""
+        assert subscription.max_attempts is not None
+        for number in range(1, subscription.max_attempts):
+            (message,) = await self.get(subscription)
+            assert message.attempt == self.attempt(number, policy=True)
+            assert await subscription.set_lease([message], 0) == [None]
+        (message,) = await self.get(subscription)
+        return message
 
 
 async def put(topic: Topic, *bodies: bytes) -> list[str]:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from conformance_bench import CLOCK, put
 
+from rejoinder.adapters import Message
+
 
 @asynccontextmanager
 async def peer(role, url):
@@ -67,7 +69,11 @@ async def test_another_process_is_heard_while_waiting(shared):
     receiving = asyncio.create_task(subscription.receive(1, 60))
     async with peer("publish", queue.topic) as publisher:
         event = await line(publisher)
-        assert [message.id for message in await receiving] == event["ids"][:1]
+        (message,) = await receiving
+        if shared.broker.keeps_order:
+            assert message.id == event["ids"][0]
+        while message.id not in event["ids"]:
+            event = await line(publisher)
 
 
 async def test_a_killed_holder_loses_its_lease_and_not_the_message(shared):
@@ -84,20 +90,23 @@ async def test_a_killed_holder_loses_its_lease_and_not_the_message(shared):
 
 
 async def test_a_killed_holder_of_the_last_attempt_leaves_a_dead_letter(shared):
-    queue = await shared.queue(shared.broker.short_lease, max_attempts=1)
+    queue = await shared.queue(shared.broker.short_lease, max_attempts=shared.broker.least_attempts)
     subscription, topic = await shared.subscription(queue.subscription), await shared.topic(queue.topic)
     assert queue.dead_letter is not None
     dead = await shared.subscription(queue.dead_letter)
     (sent,) = await put(topic, b"x")
+    for _ in range(shared.broker.least_attempts - 1):
+        assert await subscription.set_lease(await shared.get(subscription), 0) == [None]
     async with peer("hold", queue.subscription) as holder:
         assert (await line(holder))["id"] == sent
 
-    async def dead_one():
-        return (await subscription.backlog()).dead == 1
+    async def moved():
+        # Some brokers move it only when somebody asks for it again.
+        return await subscription.receive(1, 0) == [] and bool(corpses.extend(await dead.receive(1, 0)) or corpses)
 
-    await shared.until(dead_one)
-    (corpse,) = await shared.get(dead)
-    assert corpse.body == b"x"
+    corpses: list[Message] = []
+    await shared.until(moved)
+    assert corpses[0].body == b"x"
 
 
 @pytest.mark.parametrize("events", [1, 20, 60])

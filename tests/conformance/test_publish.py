@@ -23,23 +23,27 @@ async def test_an_empty_batch_is_published(bench):
 
 async def test_too_large_fails_alone(bench):
     subscription, topic = await bench.pair()
-    outcomes = await topic.publish([Outgoing(b"1"), Outgoing(bytes(topic.max_body + 1)), Outgoing(b"3")])
+    outcomes = await topic.publish(
+        [Outgoing(b"1"), Outgoing(bench.broker.filler * (topic.max_body + 1)), Outgoing(b"3")]
+    )
     assert isinstance(outcomes[1], TooLarge)
     got = {message.id: message.body for message in await bench.get(subscription, 2)}
     assert [got[outcomes[0]], got[outcomes[2]]] == [b"1", b"3"]
-    (only,) = await topic.publish([Outgoing(bytes(topic.max_body + 1))])
+    (only,) = await topic.publish([Outgoing(bench.broker.filler * (topic.max_body + 1))])
     assert isinstance(only, TooLarge)
     assert await bench.nothing(subscription)
 
 
 async def test_the_largest_body_is_taken(bench):
     subscription, topic = await bench.pair()
-    await put(topic, bytes(topic.max_body))
+    await put(topic, bench.broker.filler * topic.max_body)
     (message,) = await bench.get(subscription)
     assert len(message.body) == topic.max_body
 
 
 async def test_messages_of_one_ordering_key_keep_the_order_of_publishing(bench):
+    if not bench.broker.orders_keys:
+        pytest.skip("this broker keeps no order")
     subscription, topic = await bench.pair()
     for first in range(0, 30, 6):
         batch = [Outgoing(b"%d" % number, ordering_key=f"key{number % 2}") for number in range(first, first + 6)]
@@ -67,7 +71,7 @@ async def test_a_message_outlives_those_who_opened_the_queue(bench):
 
 
 async def test_the_name_is_the_same_for_every_spelling(bench):
-    queue = await bench.queue(max_attempts=3)
+    queue = await bench.queue(max_attempts=5)
     one, other = await bench.subscription(queue.subscription), await bench.subscription(queue.respelled)
     topic = await bench.topic(queue.topic)
     assert one.name == other.name

@@ -1,0 +1,104 @@
+"""What the AWS adapters share: clients with connections of their own, and one place where their errors are mapped."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+from aiobotocore.config import AioConfig
+from aiobotocore.session import AioSession
+
+from rejoinder.adapters.aws_errors import from_exception
+from rejoinder.adapters.errors import BadURL
+
+ClientT = TypeVar("ClientT")
+Answer = TypeVar("Answer")
+
+CONNECT_SECONDS: Final = 5.0
+"""To a host that is there, connecting takes milliseconds; one that is not is better known soon."""
+SPARE_SECONDS: Final = 5.0
+"""How much longer than its own timeouts a call may take before it counts as hung."""
+POOL: Final = 16
+"""Calls at once on one client. At 10 messages a call and 10 ms each this is 16,000 messages/s, more than one event loop
+decodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What one client is for: how many calls at once, and how long the service may take to answer one."""
+
+    calls: int
+    answer_seconds: float
+
+
+class Connections(Generic[ClientT]):
+    """A client with connections of its own, so that no other kind of call can take them all."""
+
+    def __init__(self, client: ClientT, traffic: Traffic) -> None:
+        self._client = client
+        # Waiting for a connection inside the SDK has no timeout and would count as the call's own time.
+        self._slots = asyncio.Semaphore(traffic.calls)
+        self._seconds = CONNECT_SECONDS + traffic.answer_seconds + SPARE_SECONDS
+
+    async def run(
+        self, permission: str, resource: str, call: Callable[[ClientT], Awaitable[Answer]], *, seconds: float = 0.0
+    ) -> Answer:
+        """Make one call, without retries.
+
+        Args:
+            permission: the IAM action that it needs, for the error's text.
+            resource: the ARN or URL that it is made on, for the error's text.
+            call: makes it.
+            seconds: that the service is asked to take (a long poll's wait).
+
+        Raises:
+            AdapterError: whatever went wrong; Transient after the timeouts.
+        """
+        async with self._slots:
+            try:
+                async with asyncio.timeout(self._seconds + seconds):
+                    return await call(self._client)
+            except Exception as exc:
+                # Whatever the SDK raises, also over an answer that was garbled on its way, is the broker's failure.
+                raise from_exception(exc, permission, resource) from exc
+
+
+class Vendor:
+    """One vendor session: its chains of region and credentials, and the clients made of it."""
+
+    def __init__(self, url: str, region: str | None, stack: AsyncExitStack) -> None:
+        self._stack = stack
+        self._session: Any = AioSession()  # typed by the name of each service there is, which is not known here
+        try:
+            found = region or self._session.get_config_variable("region")
+        except Exception as exc:
+            raise from_exception(exc, "reading the AWS configuration", url) from exc
+        if not found:
+            raise BadURL(
+                f"no region for {url!r}: add ?region=REGION, or set AWS_DEFAULT_REGION or the profile's region"
+            )
+        self.region: str = found
+
+    async def connect(self, service: str, traffic: Traffic) -> Connections[Any]:
+        """Make a client of `service` (`sqs`, `sns`); it is closed with the stack.
+
+        Raises:
+            BadURL, Denied: the configuration names no usable endpoint, region or profile.
+        """
+        config = AioConfig(
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=traffic.answer_seconds,
+            max_pool_connections=traffic.calls,
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            parameter_validation=False,  # they are all made by this package; checking them would slow each call
+            tcp_keepalive=True,
+            warm_up_loader_caches=True,  # in a thread: reading the service's model takes 0.2 s
+        )
+        client = self._session.create_client(service, region_name=self.region, config=config)
+        try:
+            return Connections(await self._stack.enter_async_context(client), traffic)
+        except ValueError as exc:
+            raise BadURL(f"the endpoint of {service} is not usable (AWS_ENDPOINT_URL or the profile's): {exc}") from exc
+        except Exception as exc:
+            raise from_exception(exc, "connecting", f"{service} in {self.region}") from exc
