@@ -3,7 +3,7 @@
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,8 +11,8 @@ from benchmarks.brokers import pubsub, sqs
 
 PEERS = Path(__file__).parent / "peers"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-RECEIVERS = 4
-"""Receives at once of the bare loop: see `--receivers`."""
+RECEIVERS = 16
+"""Receives at once of the bare loop: as many as the worker has at most."""
 
 Broker = Literal["sqs", "pubsub"]
 MODULES = {"sqs": sqs, "pubsub": pubsub}
@@ -29,7 +29,6 @@ class Side:
     arguments: Sequence[str] = ()
     peer: str | None = None
     """The program in `peers` whose environment has what it needs; it has a message format of its own."""
-    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def floor(self) -> float:
@@ -47,14 +46,14 @@ PEER_SIDES: Mapping[Broker, Sequence[Side]] = {
         ),
         Side(
             "Celery",
-            "Celery: 2 processes, receives of 10, prefetch 40, acks late",
-            ["--concurrency", "2"],
+            "Celery: 8 threads, receives of 10, prefetch 160, acks late",
+            ["--pool", "threads", "--concurrency", "8"],
             peer="celery",
         ),
         Side(
             "dramatiq",
-            "dramatiq_sqs: 2 processes of 8 threads, receives of 10",
-            ["--processes", "2", "--threads", "8"],
+            "dramatiq_sqs: 4 processes of 8 threads, receives of 10",
+            ["--processes", "4", "--threads", "8"],
             peer="dramatiq",
         ),
     ],
