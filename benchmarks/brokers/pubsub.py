@@ -1,4 +1,4 @@
-"""Pub/Sub as the benchmark sees it: topics, backlogs, the clock of the responses, the bare loop, the callback client."""
+"""Pub/Sub as the benchmark sees it: topics, backlogs, the responses' clock, the bare loop, the callback client."""
 
 import asyncio
 import os

@@ -46,8 +46,8 @@ PEER_SIDES: Mapping[Broker, Sequence[Side]] = {
         ),
         Side(
             "Celery",
-            "Celery: 8 threads, receives of 10, prefetch 160, acks late",
-            ["--pool", "threads", "--concurrency", "8"],
+            "Celery: 8 processes, receives of 10, prefetch 160, acks late",
+            ["--concurrency", "8"],
             peer="celery",
         ),
         Side(

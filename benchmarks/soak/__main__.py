@@ -10,7 +10,7 @@ What must hold, or the exit code is 1 and a line says what did not:
 
 - no premature redelivery: no request is started twice, and no lease is lost;
 - each request is answered once, with status 200;
-- after the first fifth of the time, memory (RSS), asyncio tasks, threads and file descriptors do not grow: the median
+- after the first quarter of the time, memory (RSS), asyncio tasks, threads and file descriptors do not grow: the median
   of the last third is at most that of the first third and 5 % and 8 MiB (memory), a tenth and 16 (tasks), 2 (threads),
   4 (file descriptors) more;
 - the worker ends with exit code 0 on SIGTERM.

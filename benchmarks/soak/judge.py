@@ -9,7 +9,7 @@ MIB = 1024 * 1024
 Series = Sequence[tuple[float, float]]
 """Values by time, in seconds."""
 
-WARM_UP = 0.2
+WARM_UP = 0.25
 """The share of the load at its beginning in which a worker may still grow: imports, caches, connections."""
 TOLERANCES: Mapping[str, tuple[float, float]] = {
     "rss": (0.05, 8 * MIB),

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from rejoinder.adapters import Outgoing, Subscription, Topic, open_subscription,
 LEASE = 10
 """The shortest of Pub/Sub."""
 SAMPLE_SECONDS = 1.0
-SPARE = 32
+TURN_SECONDS = 0.2
+START_SECONDS = 60.0
+SPARE = 16
 """Requests beyond the worker's places that are always there: more than its prefetch takes."""
 STOP_SECONDS = 30.0
 
@@ -77,10 +79,14 @@ async def _watched(worker: subprocess.Popen[bytes], urls: Urls, plan: Plan, diar
         sampling = asyncio.create_task(_sample(worker, series))
         collecting = asyncio.create_task(_collect(responses, talk))
         try:
+            await _top_up(topic, talk, plan)
+            await _until(worker, lambda: diary.exists() and '"start"' in diary.read_text(), START_SECONDS)
             began = time.time()
-            await _keep_up(topic, worker, talk, plan)
+            while time.time() < began + plan.load and worker.poll() is None:
+                await _top_up(topic, talk, plan)
+                await asyncio.sleep(TURN_SECONDS)
             ended = time.time()
-            await _until_answered(worker, talk, plan.patience)
+            await _until(worker, lambda: len(talk.seen) >= len(talk.sent), plan.patience)
         finally:
             sampling.cancel()
             await asyncio.wait({sampling})
@@ -104,17 +110,15 @@ async def _watched(worker: subprocess.Popen[bytes], urls: Urls, plan: Plan, diar
     )
 
 
-async def _keep_up(topic: Topic, worker: subprocess.Popen[bytes], talk: Talk, plan: Plan) -> None:
-    """Publish so that the worker is never out of requests."""
-    deadline = time.monotonic() + plan.load
-    while time.monotonic() < deadline and worker.poll() is None:
-        lacking = plan.capacity + SPARE - (len(talk.sent) - len(talk.seen))
-        numbers = range(len(talk.sent), len(talk.sent) + lacking)
-        outcomes = await topic.publish([Outgoing(_envelope(number)) for number in numbers]) if numbers else []
-        if errors := [outcome for outcome in outcomes if not isinstance(outcome, str)]:
-            raise errors[0]
-        talk.sent += numbers
-        await asyncio.sleep(0.2)
+async def _top_up(topic: Topic, talk: Talk, plan: Plan) -> None:
+    """Publish what the worker needs so as not to run out of requests."""
+    lacking = plan.capacity + SPARE - (len(talk.sent) - len(talk.seen))
+    numbers = range(len(talk.sent), len(talk.sent) + lacking)
+    outcomes = await topic.publish([Outgoing(_envelope(number)) for number in numbers]) if numbers else []
+    for outcome in outcomes:
+        if not isinstance(outcome, str):
+            raise outcome
+    talk.sent += numbers
 
 
 def _envelope(number: int) -> bytes:
@@ -138,11 +142,13 @@ async def _take(responses: Subscription, talk: Talk, wait: float) -> int:
     return len(messages)
 
 
-async def _until_answered(worker: subprocess.Popen[bytes], talk: Talk, limit: float) -> None:
-    """Wait for the last answers; the judge says if some are missing."""
+async def _until(worker: subprocess.Popen[bytes], done: Callable[[], bool], limit: float) -> None:
+    """Wait for something, but not for ever and not for a dead worker: the judge says what is missing then."""
     deadline = time.monotonic() + limit
-    while len(talk.seen) < len(talk.sent) and worker.poll() is None and time.monotonic() < deadline:
-        await asyncio.sleep(0.2)
+    while not done():
+        if worker.poll() is not None or time.monotonic() > deadline:
+            return
+        await asyncio.sleep(TURN_SECONDS)
 
 
 async def _sample(worker: subprocess.Popen[bytes], series: dict[str, list[tuple[float, float]]]) -> None:

@@ -30,9 +30,11 @@ class SlowEcho(EchoEngine):
         self._diary = diary
 
     def write(self, **entry: Any) -> None:
+        """Add a line to the diary."""
         self._diary.write(json.dumps({"at": time.time(), **entry}) + "\n")
 
     async def start(self) -> None:
+        """Begin to count tasks."""
         await super().start()
         self._watch = asyncio.create_task(self._count_tasks())
 
@@ -42,12 +44,14 @@ class SlowEcho(EchoEngine):
             self.write(tasks=len(asyncio.all_tasks()))
 
     async def generate(self, request: EngineRequest) -> Any:
+        """Return the body, later."""
         seconds = random.uniform(*self._bounds)
         self.write(start=request.body["id"], seconds=seconds)
         await asyncio.sleep(seconds)
         return await super().generate(request)
 
     async def stop(self) -> None:
+        """Take no more."""
         self._watch.cancel()
         await super().stop()
 
