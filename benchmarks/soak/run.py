@@ -52,6 +52,11 @@ class Talk:
     seen: set[str] = field(default_factory=set)
     """Broker ids of responses: one that is delivered twice is one answer."""
 
+    @property
+    def open(self) -> int:
+        """How many requests have no answer yet."""
+        return len(self.sent) - len({number for number, _ in self.answers})
+
 
 async def soak(broker: str, plan: Plan) -> Record:
     """Run one soak and tell what happened."""
@@ -86,7 +91,7 @@ async def _watched(worker: subprocess.Popen[bytes], urls: Urls, plan: Plan, diar
                 await _top_up(topic, talk, plan)
                 await asyncio.sleep(TURN_SECONDS)
             ended = time.time()
-            await _until(worker, lambda: len(talk.seen) >= len(talk.sent), plan.patience)
+            await _until(worker, lambda: talk.open <= 0, plan.patience)
         finally:
             sampling.cancel()
             await asyncio.wait({sampling})
@@ -112,7 +117,7 @@ async def _watched(worker: subprocess.Popen[bytes], urls: Urls, plan: Plan, diar
 
 async def _top_up(topic: Topic, talk: Talk, plan: Plan) -> None:
     """Publish what the worker needs so as not to run out of requests."""
-    lacking = plan.capacity + SPARE - (len(talk.sent) - len(talk.seen))
+    lacking = plan.capacity + SPARE - talk.open
     numbers = range(len(talk.sent), len(talk.sent) + lacking)
     outcomes = await topic.publish([Outgoing(_envelope(number)) for number in numbers]) if numbers else []
     for outcome in outcomes:
