@@ -1,6 +1,7 @@
 """What the AWS adapters share: clients with connections of their own, and one place where their errors are mapped."""
 
 import asyncio
+import io
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ SPARE_SECONDS: Final = 5.0
 POOL: Final = 16
 """Calls at once on one client. At 10 messages a call and 10 ms each this is 16,000 messages/s, more than one event loop
 decodes."""
+PIECE: Final = 1 << 18
+"""Bytes of a request that are written at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +100,16 @@ class Vendor:
         )
         client = self._session.create_client(service, region_name=self.region, config=config)
         try:
-            return Connections(await self._stack.enter_async_context(client), traffic)
+            made = await self._stack.enter_async_context(client)
         except ValueError as exc:
             raise BadURL(f"the endpoint of {service} is not usable (AWS_ENDPOINT_URL or the profile's): {exc}") from exc
         except Exception as exc:
             raise from_exception(exc, "connecting", f"{service} in {self.region}") from exc
+        made.meta.events.register("before-send", _in_pieces)
+        return Connections(made, traffic)
+
+
+def _in_pieces(request: Any, **_: Any) -> None:
+    """Let aiohttp write a large request piece by piece: as bytes it would do it in one step of the event loop."""
+    if isinstance(request.body, bytes) and len(request.body) > PIECE:
+        request.body = io.BytesIO(request.body)

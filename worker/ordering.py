@@ -47,35 +47,38 @@ class Turns:
         queue = self._queue(held)
         if queue and queue[0] is held:
             queue.popleft()
-            self._keep(held, queue, 1)
+            self._left(held, queue)
 
-    def cut(self, held: Held) -> list[Held]:
-        """It is let go: take it out, and those behind it, which must go too. Returns these, in order.
+    def free(self, held: Held) -> list[Held]:
+        """It is to be let go: take out all behind it, which must go too. Returns these, in order.
 
-        Not those from a redelivery of the same message on: they were received after it, and wait for that one.
+        It keeps its place itself, so that what is received meanwhile waits behind it, until `cut`.
         """
         queue = self._queue(held)
         if queue is None or held not in queue:
             return []
-        entries = list(queue)
-        first = entries.index(held)
-        last = first + 1
-        while last < len(entries) and entries[last].message.id != held.message.id:
-            last += 1
-        self._keep(held, deque(entries[:first] + entries[last:]), last - first)
-        return entries[first + 1 : last]
+        behind: list[Held] = []
+        while queue[-1] is not held:
+            behind.append(queue.pop())
+        self._held -= len(behind)
+        return behind[::-1]
+
+    def cut(self, held: Held) -> list[Held]:
+        """It is gone without being settled: take it out, and all behind it. Returns these, in order."""
+        behind = self.free(held)
+        queue = self._queue(held)
+        if queue and queue[-1] is held:
+            queue.pop()
+            self._left(held, queue)
+        return behind
 
     def _queue(self, held: Held) -> deque[Held] | None:
         return None if held.message.ordering_key is None else self._queues.get(held.message.ordering_key)
 
-    def _keep(self, held: Held, queue: deque[Held], taken: int) -> None:
-        """What is left of a queue after some were taken out: its first one has its turn."""
-        key = str(held.message.ordering_key)
-        self._held -= taken
+    def _left(self, held: Held, queue: deque[Held]) -> None:
+        """One was taken out of a queue: its first one has its turn."""
+        self._held -= 1
         if not queue:
-            del self._queues[key]
-            return
-        self._queues[key] = queue
-        turn = queue[0].turn
-        if turn is not None and not turn.done():
+            del self._queues[str(held.message.ordering_key)]
+        elif (turn := queue[0].turn) is not None and not turn.done():
             turn.set_result(None)

@@ -5,8 +5,7 @@ import contextlib
 import gc
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 import structlog
@@ -107,16 +106,25 @@ async def _opened(
     Raises:
         AdapterError: a broker refuses, or was still away after `START_SECONDS`.
     """
+    clock = asyncio.get_running_loop().time
+    end = clock() + START_SECONDS
+
+    async def patiently(what: str, call: Callable[[], Awaitable[Opened]]) -> Opened:
+        return await call_until(what, call, limit=max(0.0, end - clock()))
+
     # In this task, and not in one that could be cancelled: what an adapter opens may have to be closed by its opener.
     try:
-        async with asyncio.timeout(START_SECONDS + GRACE_OF_START) as timer:
+        async with asyncio.timeout_at(end + GRACE_OF_START) as timer:
             stopped = asyncio.create_task(_end_on(stop, timer))
             try:
-                subscription = await _patiently("open requests", stack, lambda: open_subscription(settings.requests))
-                topic = await _patiently("open responses", stack, lambda: open_topic(settings.responses))
+                subscription = await patiently(
+                    "open requests", lambda: stack.enter_async_context(open_subscription(settings.requests))
+                )
+                topic = await patiently(
+                    "open responses", lambda: stack.enter_async_context(open_topic(settings.responses))
+                )
                 # Opening need not have read anything: this does.
-                backlog = await call_until("backlog", subscription.backlog, limit=START_SECONDS)
-                return subscription, topic, backlog
+                return subscription, topic, await patiently("backlog", subscription.backlog)
             finally:
                 stopped.cancel()
     except TimeoutError as exc:
@@ -128,12 +136,6 @@ async def _opened(
 async def _end_on(stop: asyncio.Event, timer: asyncio.Timeout) -> None:
     await stop.wait()
     timer.reschedule(0.0)
-
-
-async def _patiently(
-    what: str, stack: contextlib.AsyncExitStack, opening: Callable[[], AbstractAsyncContextManager[Opened]]
-) -> Opened:
-    return await call_until(what, lambda: stack.enter_async_context(opening()), limit=START_SECONDS)
 
 
 async def _started(engine: Engine, signals: StopSignals) -> bool:

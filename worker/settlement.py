@@ -108,14 +108,14 @@ class Settlement:
         log.warning("ack_failed", message_id=held.message.id, response_id=answer.response_id, error=str(outcome))
         if isinstance(outcome, Denied | NotFound):
             raise outcome  # for good: without acks every message would be answered again and again
-        if behind := self._turns.cut(held):
+        if behind := self._turns.free(held):
             await self._back(held, behind, 0)
 
     async def _retry_later(self, held: Held, answer: Answer, attempt: int) -> None:
         message = held.message
         delay = min(self._policy.backoff(attempt), self._subscription.max_lease_seconds)
         self._attempts.failed(message)
-        await self._back(held, self._turns.cut(held), delay)
+        await self._back(held, self._turns.free(held), delay)
         self._counts.retried += 1
         log.warning(
             "request_retried",
@@ -127,14 +127,20 @@ class Settlement:
         )
 
     async def _back(self, held: Held, behind: Sequence[Held], delay: float) -> None:
-        """Let a message come back in `delay` seconds, and those behind it that wait for their turn."""
+        """Let a message come back in `delay` seconds, and those behind it that waited for their turn."""
+        self._keeper.release(held.lease)
+        # In one call and with one delay, so that none of those behind can be received before this one.
+        await self.let_go([held.message, *self._freed(behind)], delay)
+        if late := self._freed(self._turns.cut(held)):  # received meanwhile: kept its place until now for their sake
+            await self.let_go(late, delay)
+
+    def _freed(self, behind: Sequence[Held]) -> list[Message]:
+        """The messages of those that waited for their turn in vain."""
         for one in behind:
             one.abandon()
-        for one in (held, *behind):
             self._keeper.release(one.lease)
         self._counts.handed_back += len(behind)
-        # In one call and with one delay, so that none of those behind can be received before this one.
-        await self.let_go([one.message for one in (held, *behind)], delay)
+        return [one.message for one in behind]
 
     async def _ack(self, messages: Sequence[Message]) -> Sequence[AdapterError | None]:
         try:
