@@ -12,6 +12,7 @@ from botocore.exceptions import (
     ClientError,
     ConfigNotFound,
     ConfigParseError,
+    ConnectionError as HTTPConnectionError,
     CredentialRetrievalError,
     EndpointProviderError,
     HTTPClientError,
@@ -65,7 +66,7 @@ _SDK: Final[tuple[tuple[tuple[type[Exception], ...], type[AdapterError]], ...]] 
         ),
         Denied,
     ),
-    ((HTTPClientError, aiohttp.ClientError, OSError, ResponseParserError), Transient),
+    ((HTTPConnectionError, HTTPClientError, aiohttp.ClientError, OSError, ResponseParserError), Transient),
     ((BotoCoreError,), AdapterError),
 )
 
