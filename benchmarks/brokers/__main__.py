@@ -36,13 +36,13 @@ from benchmarks.brokers.measure import rate
 from benchmarks.brokers.sides import LOOP, RECEIVERS, WORKER, Broker, Side, sides
 from benchmarks.clouds import clouds
 
-MESSAGES = {"sqs": 3_000, "pubsub": 20_000}
+MESSAGES = {"sqs": 3_000, "pubsub": 60_000}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("broker", nargs="?", choices=["sqs", "pubsub", "all"], default="all")
-    parser.add_argument("--messages", type=int, help="in the backlog (default: 3,000 on SQS, 20,000 on Pub/Sub)")
+    parser.add_argument("--messages", type=int, help="in the backlog (default: 3,000 on SQS, 60,000 on Pub/Sub)")
     parser.add_argument("--runs", type=int, default=3, help="of each side (default: 3)")
     parser.add_argument("--receivers", type=int, default=RECEIVERS, help=f"of the bare loop (default: {RECEIVERS})")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these sides besides the worker")
