@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 # Helpers that several folders' tests share stand here; pytest puts only a test's own folder on the path.
-for folder in ("tests/support", "tests/engines", "localstack"):
+for folder in ("tests/support", "tests/engines", "localstack", "benchmarks/soak"):
     sys.path.insert(0, str(Path(__file__).parents[1] / folder))
 
 pytest_plugins = ["aws_stand_in", "cloud"]

@@ -9,7 +9,7 @@ from rejoinder.schemas.envelope import write_response
 from rejoinder.schemas.errors import ErrorBody, ErrorDetail
 from rejoinder.worker import carrying
 from rejoinder.worker.batcher import Batcher
-from rejoinder.worker.handler import Answer
+from rejoinder.worker.handler import Answer, response_id
 from rejoinder.worker.retry import bounded, entry_until
 
 log = structlog.get_logger(__name__)
@@ -19,10 +19,16 @@ Outcome = str | AdapterError | ValueError
 
 
 class Replier:
-    """Publishes answers in batches. While the response broker is away, it waits and tries again."""
+    """Publishes answers in batches. While the response broker is away, it waits and tries again.
 
-    def __init__(self, topic: Topic) -> None:
+    Args:
+        topic: Where the answers go.
+        subscription: The name of the requests' subscription: half of what tells one request from all others.
+    """
+
+    def __init__(self, topic: Topic, subscription: str) -> None:
         self._topic = topic
+        self._subscription = subscription
         self._batcher: Batcher[Outgoing, Outcome] = Batcher(self._flush)
 
     async def publish(self, message: Message, answer: Answer, wanted: Callable[[], bool] = lambda: True) -> None:
@@ -56,7 +62,7 @@ class Replier:
         await self._batcher.abort()
 
     async def _submit(self, message: Message, answer: Answer, wanted: Callable[[], bool]) -> Outcome:
-        outgoing = _outgoing(message, answer)
+        outgoing = self._outgoing(message, answer)
 
         async def one_try() -> Outcome:
             return await self._batcher.submit(outgoing) if wanted() else LeaseLost("the answer is not wanted any more")
@@ -74,24 +80,25 @@ class Replier:
         # One of them cannot be carried: each by itself, so that it fails alone.
         return [outcome for outgoing in batch for outcome in await self._flush([outgoing])]
 
-
-def _outgoing(message: Message, answer: Answer) -> Outgoing:
-    attributes = {
-        "request_message_id": carrying.attribute(message.id),
-        "response_id": carrying.attribute(answer.response_id),
-    }
-    if message.attempt is not None:
-        attributes["attempt"] = str(message.attempt)
-    if traceparent := carrying.traceparent(message.attributes.get("traceparent")):
-        attributes["traceparent"] = traceparent
-    try:
-        body = write_response(answer.status_code, answer.metadata, answer.body)
-    except (ValueError, TypeError) as exc:  # an engine's result that is no JSON, such as NaN
-        log.error("result_not_json", message_id=message.id, response_id=answer.response_id, error=str(exc))
-        detail = ErrorDetail(message=f"the result cannot be written as JSON: {exc}", type="engine_error")
-        body = write_response(500, answer.metadata, ErrorBody.of(detail))
-    key = None if message.ordering_key is None else carrying.name(message.ordering_key)
-    return Outgoing(body, attributes, ordering_key=key, deduplication_id=carrying.name(answer.response_id))
+    def _outgoing(self, message: Message, answer: Answer) -> Outgoing:
+        attributes = {
+            "request_message_id": carrying.attribute(message.id),
+            "response_id": carrying.attribute(answer.response_id),
+        }
+        if message.attempt is not None:
+            attributes["attempt"] = str(message.attempt)
+        if traceparent := carrying.traceparent(message.attributes.get("traceparent")):
+            attributes["traceparent"] = traceparent
+        try:
+            body = write_response(answer.status_code, answer.metadata, answer.body)
+        except (ValueError, TypeError) as exc:  # an engine's result that is no JSON, such as NaN
+            log.error("result_not_json", message_id=message.id, response_id=answer.response_id, error=str(exc))
+            detail = ErrorDetail(message=f"the result cannot be written as JSON: {exc}", type="engine_error")
+            body = write_response(500, answer.metadata, ErrorBody.of(detail))
+        key = None if message.ordering_key is None else carrying.name(message.ordering_key)
+        # Of the message, not of an inference_id: two requests that share one are both answered.
+        identity = response_id(self._subscription, message.id, None)
+        return Outgoing(body, attributes, ordering_key=key, deduplication_id=identity)
 
 
 def _not_carried(answer: Answer) -> Answer:

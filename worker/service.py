@@ -167,7 +167,7 @@ async def _work(
             max_request_bytes=settings.max_request_bytes,
             invocation_timeout=settings.invocation_timeout_seconds,
         ),
-        Replier(topic),
+        Replier(topic, subscription.name),
         Slots(engine),
         policy=RetryPolicy(
             max_attempts=settings.max_attempts,

@@ -83,17 +83,19 @@ async def test_a_response_carries_its_requests_key_and_its_own_name(monkeypatch:
     ):
         monkeypatch.setattr("rejoinder.worker.service.open_subscription", opener(queue))
         topic.publish = Kept(lambda: topic.inner)
-        for key, name in (("plain", "doc-1"), ("with space é", "doc 2"), (None, "x" * 64)):
+        for key, name in (("plain", "doc-1"), ("plain", "doc-1"), ("with space é", "doc 2"), (None, "x" * 64)):
             envelope = {"path": "/run", "metadata": {}, "body": 1, "options": {"inference_id": name}}
             queue.send(key, json.dumps(envelope).encode())
         it.start()
-        await it.responses_until(3)
-        by_name = {outgoing.attributes["response_id"]: outgoing for outgoing in topic.publish.published}
-        assert (by_name["doc-1"].ordering_key, by_name["doc-1"].deduplication_id) == ("plain", "doc-1")
-        other = by_name["doc 2"]
-        assert other.ordering_key == carrying.name("with space é") != "with space é"
-        assert other.deduplication_id == carrying.name("doc 2") != "doc 2"
-        assert (by_name["x" * 64].ordering_key, by_name["x" * 64].deduplication_id) == (None, "x" * 64)
+        await it.responses_until(4)
+        published = topic.publish.published
+        by_name = {outgoing.attributes["response_id"]: outgoing for outgoing in published}
+        assert by_name["doc-1"].ordering_key == "plain"
+        assert by_name["doc 2"].ordering_key == carrying.name("with space é") != "with space é"
+        assert by_name["x" * 64].ordering_key is None
+        identities = [outgoing.deduplication_id for outgoing in published]
+        assert len(set(identities)) == 4, "requests that share an inference_id are both answered"
+        assert identities == [carrying.name(str(identity)) for identity in identities]
 
 
 async def test_what_is_no_trace_context_does_not_reach_the_broker() -> None:

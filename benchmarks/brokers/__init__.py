@@ -1,0 +1,1 @@
+"""Messages per second through a worker on SQS and Pub/Sub, over a bare loop and over what else there is."""
