@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from broker_pairs import Pair, on
+from denying import denying_aws, denying_gcp
 from pairs import End, Queues
-from refusing import refusing_aws, refusing_gcp
 from worker_process import WorkerProcess
 
 from rejoinder.cli.errors import ExitCode
@@ -69,14 +69,14 @@ async def test_a_url_that_cannot_be(url: str, said: str, tmp_path: Path) -> None
 
 
 async def test_a_queue_that_the_credentials_do_not_allow(aws: str, tmp_path: Path) -> None:
-    async with refusing_aws() as endpoint:
+    async with denying_aws(aws, "GetQueueUrl") as endpoint:
         code, line = await ending(between(NO_QUEUE, NO_QUEUE), tmp_path / "log", {"AWS_ENDPOINT_URL": endpoint})
     assert code == ExitCode.FAILED
     assert "sqs:GetQueueUrl on no-such-queue" in line
 
 
 async def test_a_subscription_that_the_credentials_do_not_allow(gcp: str, tmp_path: Path) -> None:
-    async with refusing_gcp() as address:
+    async with denying_gcp(gcp, "GetSubscription", granted=set()) as address:
         queues = between(NO_SUBSCRIPTION, NO_TOPIC)
         code, line = await ending(queues, tmp_path / "log", {"PUBSUB_EMULATOR_HOST": address})
     assert code == ExitCode.FAILED

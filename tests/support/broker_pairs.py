@@ -1,11 +1,41 @@
 """The brokers that stand before and behind a worker in the tests of whole runs. A new one is one more line here."""
 
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-import cloud_queues
+import aws_resources
+import pubsub_resources
 import pytest
 from pairs import End, Queues
+
+
+async def sqs(lease: float, max_attempts: int | None, *, fifo: bool = False) -> End:
+    arn, _ = await aws_resources.make_queue(fifo=fifo, max_attempts=max_attempts, VisibilityTimeout=round(lease))
+    return End(_queue(arn), _queue(arn))
+
+
+async def sqs_fifo(lease: float, max_attempts: int | None) -> End:
+    return await sqs(lease, max_attempts, fifo=True)
+
+
+async def sns(lease: float, max_attempts: int | None) -> End:
+    """A topic and a queue that is subscribed to it, raw."""
+    arn, _ = await aws_resources.make_queue(max_attempts=max_attempts, VisibilityTimeout=round(lease))
+    return End(f"awssns:///{await aws_resources.make_topic(arn, raw=True)}", _queue(arn))
+
+
+def _queue(arn: str) -> str:
+    return f"awssqs:///{aws_resources.name_of(arn)}?region={os.environ['AWS_DEFAULT_REGION']}"
+
+
+async def pubsub(lease: float, max_attempts: int | None, **settings: object) -> End:
+    subscription, topic, _ = await pubsub_resources.make(lease, max_attempts, **settings)
+    return End(f"gcppubsub://{topic}", f"gcppubsub://{subscription}")
+
+
+async def pubsub_ordered(lease: float, max_attempts: int | None) -> End:
+    return await pubsub(lease, max_attempts, enable_message_ordering=True)
 
 
 @dataclass(frozen=True)
@@ -13,17 +43,17 @@ class Broker:
     fixture: str
     """What must be up: `aws` or `gcp`."""
     make: Callable[[float, int | None], Awaitable[End]]
-    """(lease in seconds, max_attempts)."""
+    """Make a queue that nobody has used: (lease in seconds, max_attempts)."""
     lease: float
     """The shortest worth testing with: SQS takes whole seconds, Pub/Sub nothing below 10."""
 
 
 BROKERS = {
-    "sqs": Broker("aws", cloud_queues.sqs, 2.0),
-    "fifo": Broker("aws", cloud_queues.sqs_fifo, 2.0),
-    "sns": Broker("aws", cloud_queues.sns, 2.0),
-    "pubsub": Broker("gcp", cloud_queues.pubsub, 10.0),
-    "ordered": Broker("gcp", cloud_queues.pubsub_ordered, 10.0),
+    "sqs": Broker("aws", sqs, 2.0),
+    "fifo": Broker("aws", sqs_fifo, 2.0),
+    "sns": Broker("aws", sns, 2.0),
+    "pubsub": Broker("gcp", pubsub, 10.0),
+    "ordered": Broker("gcp", pubsub_ordered, 10.0),
 }
 
 
