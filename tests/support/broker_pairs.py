@@ -70,8 +70,8 @@ class Pair:
         """Make both queues; `lease` and `max_attempts` are of the requests."""
         lease = lease or self._requests.lease
         requests = await self._requests.make(lease, max_attempts)
-        # The test receives responses; as it acks at once, no short lease is wanted there.
-        return Queues(requests, await self._responses.make(30.0, None), lease)
+        # The test acks responses at once. The Pub/Sub emulator may give some to a poll that was given up: for a lease.
+        return Queues(requests, await self._responses.make(10.0, None), lease)
 
 
 def pair_of(request: pytest.FixtureRequest, name: str) -> Pair:
