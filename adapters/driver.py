@@ -39,7 +39,8 @@ class Outgoing:
     body: bytes
     attributes: Mapping[str, str] = field(default_factory=dict)
     """At most 9. Names of 1 to 200 ASCII letters, digits, `_`, `-` and `.`; values of 1 to 1,024 bytes of UTF-8,
-    without control characters but tab and newline. `publish` raises ValueError for what its broker cannot carry."""
+    without control characters but tab and newline. `publish` raises ValueError for what its broker cannot carry, such
+    as, on some, neither body nor attributes."""
     ordering_key: str | None = None
     """Messages of one key are delivered in the order of publishing, where the broker can: Pub/Sub's ordering key, SQS's
     message group (on a standard queue, the tenant of fair queues). 1 to 128 printable ASCII characters."""
@@ -95,7 +96,7 @@ class Subscription(Protocol):
 
         Until its lease ends, a message is received by nobody else. When the lease ends without an ack, the message
         becomes available again with `attempt` one higher. A message delivered `max_attempts` times is not delivered
-        again: it moves to the dead-letter queue, body and attributes unchanged.
+        again: it moves to the dead-letter queue, body and attributes unchanged; some brokers add attributes of theirs.
 
         Cancelling `receive` loses nothing: what was leased for it is let go, as soon as the broker tells of it. Closing
         the subscription waits for that.

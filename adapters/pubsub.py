@@ -21,6 +21,7 @@ from rejoinder.adapters.urls import split
 
 OPTIONS = {"endpoint": "HOST:PORT of a regional endpoint"}
 NAME = re.compile(r"projects/([^/]+)/(subscriptions|topics)/([^/]+)")
+ENDPOINT = re.compile(r"[A-Za-z0-9.-]+:[0-9]+")
 KINDS = {"subscriptions": "a subscription, to receive from", "topics": "a topic, to send to"}
 
 
@@ -31,7 +32,10 @@ def _parse(url: str, kind: str) -> tuple[str, str | None]:
     match = NAME.fullmatch(resource)
     if match is None or match[2] != kind:
         raise BadURL(f"{url!r} must name {KINDS[kind]}: gcppubsub://projects/PROJECT/{kind}/NAME")
-    return resource, query.get("endpoint")
+    endpoint = query.get("endpoint")
+    if endpoint is not None and not ENDPOINT.fullmatch(endpoint):
+        raise BadURL(f"parameter 'endpoint' must be HOST:PORT in {url!r}, not {endpoint!r}")
+    return resource, endpoint
 
 
 @asynccontextmanager

@@ -15,8 +15,10 @@ POLL_SECONDS = 100.0
 IMMEDIATE_SECONDS = 20.0
 """For a pull that does not wait. The service still looks for about a second."""
 LINGER_SECONDS = 2.0
-"""How long a pull goes on without a `receive`, and what it has brought is kept for one. An answer that was on its way
-is here by then, and it is a small part of the shortest lease (10 s)."""
+"""How long a pull goes on without a `receive`, and what it has brought is kept for one: a small part of the shortest
+lease (10 s). A pull that nobody is to take over ends when it is as old as this: what was there for it has come."""
+SHORT_LINGER_SECONDS = 0.2
+"""How long such a pull goes on if it is older: for an answer that is on its way just then."""
 LET_GO_SECONDS = 5.0
 """How long closing waits for the broker to take back what nobody received."""
 
@@ -30,6 +32,7 @@ class Pull:
     def __init__(self, task: asyncio.Task[list[Message]], limit: int) -> None:
         self.task = task
         self.limit = limit
+        self.started = asyncio.get_running_loop().time()
         self.wanted = True
         """Whether what it brings may wait for the next `receive`; else it is let go as soon as it is there."""
         self.timer: asyncio.TimerHandle | None = None
@@ -67,7 +70,9 @@ class Pulls:
 
     def _start(self, limit: int, immediately: bool) -> Pull:
         seconds = IMMEDIATE_SECONDS if immediately else POLL_SECONDS
-        return Pull(asyncio.ensure_future(self._pull(limit, seconds, immediately)), limit)
+        pull = Pull(asyncio.ensure_future(self._pull(limit, seconds, immediately)), limit)
+        pull.task.add_done_callback(lambda _: None if pull.wanted else self._end(pull))
+        return pull
 
     def _taken_over(self, limit: int, immediately: bool) -> Pull | None:
         """Find a pull that brings no more than `limit`, and for a `receive` that does not wait, has it."""
@@ -83,8 +88,9 @@ class Pulls:
     def _park(self, pull: Pull, *, wanted: bool) -> None:
         pull.wanted = wanted
         self._parked.append(pull)
-        pull.timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._end, pull)
-        pull.task.add_done_callback(lambda _: None if pull.wanted else self._end(pull))
+        pull.timer = asyncio.get_running_loop().call_later(LINGER_SECONDS if wanted else _rest(pull), self._end, pull)
+        if pull.task.done() and not wanted:
+            self._end(pull)
 
     def _end(self, pull: Pull) -> None:
         """Let go of a parked pull, or of what it has brought."""
@@ -111,11 +117,16 @@ class Pulls:
             pull.wanted = False
             if pull.task.done():
                 self._end(pull)
-        if self._parked:
-            await asyncio.wait({pull.task for pull in self._parked}, timeout=LINGER_SECONDS)
+        await asyncio.gather(*(asyncio.wait({pull.task}, timeout=_rest(pull)) for pull in self._parked))
         for pull in list(self._parked):
             self._end(pull)
         if self._ending:
             await asyncio.wait(set(self._ending), timeout=LET_GO_SECONDS)
         for task in self._ending:
             task.cancel()
+
+
+def _rest(pull: Pull) -> float:
+    """Return for how many seconds more a pull goes on that nobody is going to take over."""
+    age = asyncio.get_running_loop().time() - pull.started
+    return max(LINGER_SECONDS - age, SHORT_LINGER_SECONDS)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
 
-import grpc.aio
+import grpc
 
 from rejoinder.adapters.driver import Backlog, Message
 from rejoinder.adapters.errors import AdapterError, BadURL, LeaseLost, NotFound, Transient
@@ -23,7 +23,7 @@ from rejoinder.adapters.pubsub_wire import (
     ModifyAckDeadlineRequest,
     PullRequest,
     ack_failures,
-    error,
+    cause,
 )
 
 MAX_RECEIVE = 100
@@ -59,10 +59,10 @@ class PubSubSubscription:
         self._resource = resource
         # What renews and settles leases must not wait behind a large pull.
         settling = connection.channel()
-        self._get = settling.call(GET_SUBSCRIPTION, resource)
-        self._acknowledge = settling.call(ACKNOWLEDGE, resource)
-        self._modify = settling.call(MODIFY, resource)
-        self._pull = connection.channel().call(PULL, resource)
+        self._get = settling.call(GET_SUBSCRIPTION, resource, READ)
+        self._acknowledge = settling.call(ACKNOWLEDGE, resource, CONSUME)
+        self._modify = settling.call(MODIFY, resource, CONSUME)
+        self._pull = connection.channel().call(PULL, resource, CONSUME)
         self._pulls = Pulls(self._pull_once, self._let_go)
 
     async def read(self) -> None:
@@ -90,12 +90,7 @@ class PubSubSubscription:
         self.exactly_once = info.enable_exactly_once_delivery
 
     async def _describe(self) -> Any:
-        try:
-            info = await self._get(GetSubscriptionRequest(subscription=self._resource), CALL_SECONDS)
-        except grpc.aio.AioRpcError as exc:
-            raise error(exc, self.name, READ) from exc
-        except TimeoutError as exc:
-            raise Transient(f"{self.name}: no answer in {CALL_SECONDS:g} s") from exc
+        info = await self._get(GetSubscriptionRequest(subscription=self._resource), CALL_SECONDS)
         if info.detached or info.topic == "_deleted-topic_":
             raise NotFound(f"{self.name} is detached from its topic, or that is deleted: make both again")
         return info
@@ -110,12 +105,10 @@ class PubSubSubscription:
         request = PullRequest(subscription=self._resource, max_messages=limit, return_immediately=immediately)
         try:
             response = await self._pull(request, seconds)
-        except grpc.aio.AioRpcError as exc:
-            if exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not immediately:
-                return []
-            raise error(exc, self.name, CONSUME) from exc
-        except TimeoutError as exc:
-            raise Transient(f"{self.name}: no answer in {seconds:g} s") from exc
+        except Transient as exc:
+            if cause(exc) is grpc.StatusCode.DEADLINE_EXCEEDED and not immediately:
+                return []  # how a poll ends that nobody answered
+            raise
         return [self._message(received) for received in response.received_messages]
 
     def _message(self, received: Any) -> Message:
@@ -152,25 +145,25 @@ class PubSubSubscription:
             ids = [cast("str", message.lease) for message in part]
             try:
                 await call(request(subscription=self._resource, ack_ids=ids, **fields), CALL_SECONDS)
-            except grpc.aio.AioRpcError as exc:
+            except AdapterError as exc:
                 return self._failures(part, exc)
-            except TimeoutError:
-                return [Transient(f"{self.name}: no answer in {CALL_SECONDS:g} s")] * len(part)
             return [None] * len(part)
 
         outcomes = await asyncio.gather(*(one(part) for part in _parts(messages)))
         return [outcome for part in outcomes for outcome in part]
 
-    def _failures(self, messages: Sequence[Message], exc: grpc.aio.AioRpcError) -> list[AdapterError | None]:
+    def _failures(self, messages: Sequence[Message], exc: AdapterError) -> list[AdapterError | None]:
         """Tell each message's outcome. Of an id that is not named Google's own clients disagree: said again, it is."""
         failed = ack_failures(exc)
         if not failed:
-            return [error(exc, self.name, CONSUME)] * len(messages)
+            if cause(exc) is grpc.StatusCode.INVALID_ARGUMENT:  # an ack id; which one is known only if it is alone
+                exc = LeaseLost(str(exc)) if len(messages) == 1 else Transient(str(exc))
+            return [exc] * len(messages)
         outcomes: list[AdapterError | None] = []
         for message in messages:
             reason = failed.get(cast("str", message.lease), "not settled, because others of its request failed")
-            if reason == "PERMANENT_FAILURE_INVALID_ACK_ID":
-                outcomes.append(LeaseLost(f"the lease of message {message.id} of {self.name} has ended"))
+            if reason.startswith("PERMANENT_"):
+                outcomes.append(LeaseLost(f"the lease of message {message.id} of {self.name} has ended: {reason}"))
             else:
                 outcomes.append(Transient(f"message {message.id} of {self.name}: {reason}"))
         return outcomes

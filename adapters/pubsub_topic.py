@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import grpc
-import grpc.aio
 
 from rejoinder.adapters.driver import Outgoing
-from rejoinder.adapters.errors import AdapterError, TooLarge, Transient
+from rejoinder.adapters.errors import AdapterError, Denied, TooLarge, Transient
 from rejoinder.adapters.pubsub_wire import (
     CALL_SECONDS,
     GET_TOPIC,
@@ -17,7 +16,7 @@ from rejoinder.adapters.pubsub_wire import (
     GetTopicRequest,
     PublishRequest,
     PubsubMessage,
-    error,
+    cause,
 )
 
 REQUEST_BYTES = 10_000_000
@@ -42,8 +41,8 @@ class PubSubTopic:
         self.name = f"gcppubsub://{resource}"
         self._resource = resource
         channel = connection.channel()
-        self._get = channel.call(GET_TOPIC, resource)
-        self._publish = channel.call(PUBLISH, resource)
+        self._get = channel.call(GET_TOPIC, resource, READ_PERMISSION)
+        self._publish = channel.call(PUBLISH, resource, PUBLISH_PERMISSION)
 
     async def read(self) -> None:
         """Find out whether the topic is there.
@@ -56,11 +55,9 @@ class PubSubTopic:
         """
         try:
             await self._get(GetTopicRequest(topic=self._resource), CALL_SECONDS)
-        except grpc.aio.AioRpcError as exc:
-            if exc.code() is not grpc.StatusCode.PERMISSION_DENIED:
-                raise error(exc, self.name, READ_PERMISSION) from exc
-        except TimeoutError as exc:
-            raise Transient(f"{self.name}: no answer in {CALL_SECONDS:g} s") from exc
+        except Denied as exc:
+            if cause(exc) is not grpc.StatusCode.PERMISSION_DENIED:
+                raise
 
     async def publish(self, batch: Sequence[Outgoing]) -> list[str | AdapterError]:
         """See `rejoinder.adapters.driver.Topic.publish`."""
@@ -97,10 +94,8 @@ class PubSubTopic:
     async def _send(self, messages: list[Any]) -> list[str] | AdapterError:
         try:
             response = await self._publish(PublishRequest(topic=self._resource, messages=messages), PUBLISH_SECONDS)
-        except grpc.aio.AioRpcError as exc:
-            return error(exc, self.name, PUBLISH_PERMISSION)
-        except TimeoutError:
-            return Transient(f"{self.name}: no answer in {PUBLISH_SECONDS:g} s")
+        except AdapterError as exc:
+            return exc
         return list(response.message_ids)
 
 
@@ -111,6 +106,8 @@ def _message(outgoing: Outgoing) -> Any:
             raise ValueError(f"attribute name {name!r} must have 1 to 256 bytes and not start with 'goog'")
         if len(value.encode()) > 1024:
             raise ValueError(f"the value of attribute {name!r} has {len(value.encode())} bytes; Pub/Sub takes 1024")
+    if not outgoing.body and not outgoing.attributes:
+        raise ValueError("Pub/Sub carries no message that has neither a body nor attributes")
     key = outgoing.ordering_key or ""
     if len(key.encode()) > 1024:
         raise ValueError(f"the ordering key has {len(key.encode())} bytes; Pub/Sub takes 1024")

@@ -112,14 +112,16 @@ def error(exc: grpc.aio.AioRpcError, name: str, permission: str) -> AdapterError
     return ERRORS.get(code, Transient)(f"{name}: {code.name}: {details}")
 
 
-def ack_failures(exc: grpc.aio.AioRpcError) -> Mapping[str, str]:
+def ack_failures(exc: AdapterError) -> Mapping[str, str]:
     """Read what an exactly-once subscription says of each ack id that failed; empty for any other error."""
-    for key, value in exc.trailing_metadata() or ():
-        if key == DETAILS:
-            for detail in Status.FromString(value).details:
-                info = ErrorInfo()
-                if detail.Is(ErrorInfo.DESCRIPTOR) and detail.Unpack(info):
-                    return dict(info.metadata)
+    rpc_error = exc.__cause__
+    if isinstance(rpc_error, grpc.aio.AioRpcError):
+        for key, value in rpc_error.trailing_metadata() or ():
+            if key == DETAILS and isinstance(value, bytes):
+                for detail in Status.FromString(value).details:
+                    info = ErrorInfo()
+                    if detail.Is(ErrorInfo.DESCRIPTOR) and detail.Unpack(info):
+                        return dict(info.metadata)
     return {}
 
 
@@ -160,14 +162,18 @@ async def connect(endpoint: str | None) -> Connection:
         return Connection(endpoint, None)
     # Both read files and may ask a metadata server: neither knows asyncio.
     try:
-        credentials, _ = await asyncio.to_thread(google.auth.default, scopes=SCOPES)
-        await asyncio.to_thread(credentials.refresh, Request())
+        async with asyncio.timeout(CALL_SECONDS):
+            credentials, _ = await asyncio.to_thread(google.auth.default, scopes=SCOPES)
+            await asyncio.to_thread(credentials.refresh, Request())
+    except TimeoutError as exc:
+        raise Transient(f"Google credentials: no answer in {CALL_SECONDS:g} s") from exc
     except auth_errors.GoogleAuthError as exc:
-        raise _auth_error(exc) from exc
+        raise auth_error(exc) from exc
     return Connection(endpoint, credentials)
 
 
-def _auth_error(exc: auth_errors.GoogleAuthError) -> AdapterError:
+def auth_error(exc: auth_errors.GoogleAuthError) -> AdapterError:
+    """Say what it means that no token was to be had."""
     text = " ".join(str(exc).split())
     if isinstance(exc, auth_errors.TransportError) or exc.retryable:
         return Transient(f"Google credentials: {text}")
@@ -180,19 +186,36 @@ class Channel:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
 
-    def call(self, method: Method, resource: str) -> Callable[[Any, float], Awaitable[Any]]:
-        """Return a function (request, seconds) that makes this call about `resource`; it raises AioRpcError."""
+    def call(self, method: Method, resource: str, permission: str) -> Callable[[Any, float], Awaitable[Any]]:
+        """Return a function (request, seconds) that makes this call about `resource`, which needs `permission`.
+
+        It raises what `error` makes of a failure, with gRPC's own error as the cause.
+        """
         stub: Any = self._channel.unary_unary(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
         )
+        name = f"gcppubsub://{resource}"
         # The service routes by this header; a generated client adds it.
-        field = "topic" if method.request in (PublishRequest, GetTopicRequest) else "subscription"
+        field = "topic" if method in (PUBLISH, GET_TOPIC) else "subscription"
         metadata = (("x-goog-request-params", f"{field}={quote(resource)}"),)
 
         async def call(request: Any, seconds: float) -> Any:
-            async with asyncio.timeout(seconds + WATCHDOG_SECONDS):
-                return await stub(request, timeout=seconds, metadata=metadata)
+            try:
+                async with asyncio.timeout(seconds + WATCHDOG_SECONDS):
+                    answer = await stub(request, timeout=seconds, metadata=metadata)
+            except grpc.aio.AioRpcError as exc:
+                raise error(exc, name, permission) from exc
+            except TimeoutError as exc:
+                raise Transient(f"{name}: no answer in {seconds:g} s") from exc
+            if answer is None:  # gRPC's word for bytes that are no such message
+                raise Transient(f"{name}: the answer cannot be read")
+            return answer
 
         return call
+
+
+def cause(exc: AdapterError) -> grpc.StatusCode | None:
+    """Return the code of the failed call that `exc` tells of; None where there was no answer."""
+    return exc.__cause__.code() if isinstance(exc.__cause__, grpc.aio.AioRpcError) else None

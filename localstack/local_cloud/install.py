@@ -1,21 +1,19 @@
 """LocalStack in an environment of its own, made once; and the Pub/Sub emulator, found."""
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from local_cloud.errors import CloudError
+from local_cloud.state import locked
 
 REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
-# Newest first of those that this version of LocalStack is known to run on.
-PYTHONS = ("3.11",)
+# Where SQS, SNS and S3 of this version of LocalStack were seen to work. uv takes the first that it finds.
+PYTHONS = ">=3.11,<3.14"
 EMULATOR = "cloud-pubsub-emulator"
 EMULATOR_HELP = (
     "install it with `gcloud components install pubsub-emulator` or, where gcloud came from a package manager, "
@@ -34,8 +32,7 @@ def localstack_python() -> Path:
     home = cache / f"localstack-{digest}"
     python = home / "bin" / "python"
     if not python.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with _lock(cache / "localstack.lock"):
+        with locked(cache / "localstack.lock"):
             if not python.exists():
                 _install(home)
     return python
@@ -50,7 +47,7 @@ def _install(home: Path) -> None:
     shutil.rmtree(home, ignore_errors=True)
     building = Path(tempfile.mkdtemp(prefix=f"{home.name}.", dir=home.parent))
     try:
-        _run(building, uv, "venv", "-q", "--relocatable", "--python", PYTHONS[0], "venv")
+        _run(building, uv, "venv", "-q", "--relocatable", "--python", PYTHONS, "venv")
         python = building / "venv" / "bin" / "python"
         _run(building, uv, "pip", "install", "-q", "--require-hashes", "--python", str(python), "-r", str(REQUIREMENTS))
         (building / "venv").rename(home)
@@ -64,14 +61,6 @@ def _run(folder: Path, *command: str) -> None:
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         raise CloudError(f"cannot install LocalStack: `{' '.join(command)}` says: {' '.join(lines[-5:])}")
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold `path` against other processes; a second session waits for the first one's installation."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def pubsub_emulator() -> list[str]:

@@ -19,10 +19,10 @@ from google.pubsub_v1.services.publisher.transports import PublisherGrpcTranspor
 
 from local_cloud.errors import CloudError
 from local_cloud.install import localstack_python, pubsub_emulator
+from local_cloud.resources import PROJECT
 
 HOST = "127.0.0.1"
 AWS_SERVICES = ("s3", "sqs", "sns")
-PROJECT = "local"
 READY_SECONDS = 120.0
 """LocalStack takes 10 to 25 s on an idle machine."""
 STOP_SECONDS = 10.0
@@ -35,20 +35,31 @@ class Service:
     """One emulator: what starts it, and what tells that it is ready."""
 
     name: str
+    option: str
+    """The option that sets its port."""
     port: int
     command: Sequence[str]
     ready: Callable[[int], bool]
     """Whether it answers on this port."""
+    marker: str
+    """What its command line has and no other process's."""
     environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def log_name(self) -> str:
+        """The file that it logs to, in the folder where it is started."""
+        return f"{self.name.replace('/', '').replace(' ', '-').lower()}.log"
 
 
 def localstack(port: int, folder: Path) -> Service:
     """LocalStack on `port`, its files in `folder`; installed first if need be."""
     return Service(
         name="LocalStack",
+        option="--aws-port",
         port=port,
         command=[str(localstack_python()), "-m", "localstack.runtime.main"],
         ready=localstack_ready,
+        marker="localstack.runtime.main",
         environment={
             "GATEWAY_LISTEN": f"{HOST}:{port}",
             "SERVICES": ",".join(AWS_SERVICES),
@@ -66,9 +77,11 @@ def pubsub(port: int) -> Service:
     """The Pub/Sub emulator on `port`; it keeps everything in memory."""
     return Service(
         name="Pub/Sub emulator",
+        option="--pubsub-port",
         port=port,
         command=[*pubsub_emulator(), f"--host={HOST}", f"--port={port}"],
         ready=pubsub_ready,
+        marker=f"--port={port}",
     )
 
 
@@ -107,19 +120,9 @@ class Running:
     process: subprocess.Popen[bytes]
     log: Path
 
-    def until_ready(self, limit: float = READY_SECONDS) -> None:
-        """Wait until the service answers.
-
-        Raises:
-            CloudError: it ended, or did not answer within `limit` seconds; has the end of its log.
-        """
-        deadline = time.monotonic() + limit
-        while not self.service.ready(self.service.port):
-            if (code := self.process.poll()) is not None:
-                raise CloudError(f"{self.service.name} ended with exit code {code}: {tail(self.log)}")
-            if time.monotonic() > deadline:
-                raise CloudError(f"{self.service.name} is not ready after {limit:g} s: {tail(self.log)}")
-            time.sleep(0.1)
+    def until_ready(self) -> None:
+        """Wait until the service answers. Raises `CloudError`, with the end of its log, if it does not."""
+        until_ready(self.service.name, self.service.ready, self.service.port, self.log, self.process.poll)
 
     def stop(self) -> None:
         """Stop the service with all that it started. A second call does nothing."""
@@ -127,6 +130,23 @@ class Running:
         self.process.wait(STOP_SECONDS)
         if self.process.stdin:
             self.process.stdin.close()
+
+
+def until_ready(
+    name: str, ready: Callable[[int], bool], port: int, log: Path | None, ended: Callable[[], int | None]
+) -> None:
+    """Wait until the service `name` is `ready` on `port`.
+
+    Raises:
+        CloudError: it ended (`ended` gives its exit code then), or is not ready in time; has the end of its `log`.
+    """
+    deadline = time.monotonic() + READY_SECONDS
+    while not ready(port):
+        if (code := ended()) is not None:
+            raise CloudError(f"{name} ended with exit code {code}{tail(log)}")
+        if time.monotonic() > deadline:
+            raise CloudError(f"{name} is not ready after {READY_SECONDS:g} s{tail(log)}")
+        time.sleep(0.1)
 
 
 def start(service: Service, folder: Path, *, tied: bool) -> Running:
@@ -140,10 +160,9 @@ def start(service: Service, folder: Path, *, tied: bool) -> Running:
     Raises:
         CloudError: the port is taken.
     """
-    if taken(service.port):
-        raise CloudError(f"port {service.port} of {HOST} is taken by something else: {service.name} cannot use it")
+    refuse_taken(service.port, service.name, service.option)
     (folder / "tmp").mkdir(parents=True, exist_ok=True)
-    log = folder / f"{service.name.replace('/', '').replace(' ', '-').lower()}.log"
+    log = folder / service.log_name
     command = ["sh", "-c", TIED, "sh", *service.command] if tied else service.command
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603
@@ -175,14 +194,30 @@ def stop_group(group: int) -> None:
     raise CloudError(f"process group {group} does not end; see `ps -A -o pid,pgid,stat,args`")
 
 
-def alive(group: int) -> bool:
-    """Whether a process of the group runs. Dead ones whose parent does not collect them do not count.
+def alive(group: int, marker: str = "") -> bool:
+    """Whether a process of the group, with `marker` in its command line, runs.
 
-    A dead one that still has threads (`Zl`) counts: its sockets close with its last thread.
+    Dead ones whose parent does not collect them do not count, but for one that still has threads (`Zl`): its sockets
+    close with its last thread.
     """
-    listing = subprocess.run(["ps", "-A", "-o", "pgid=,stat="], check=True, capture_output=True, text=True).stdout  # noqa: S607
-    rows = (line.split() for line in listing.splitlines())
-    return any(row[0] == str(group) and ("l" in row[1] or not row[1].startswith("Z")) for row in rows)
+    command = ["ps", "-A", "-ww", "-o", "pgid=,stat=,args="]
+    try:
+        listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603
+    except FileNotFoundError as exc:
+        raise CloudError("the processes cannot be listed: install ps (package procps)") from exc
+    for line in listing.splitlines():
+        found, status, arguments = [*line.split(maxsplit=2), ""][:3]
+        if found == str(group) and ("l" in status or not status.startswith("Z")) and marker in arguments:
+            return True
+    return False
+
+
+def refuse_taken(port: int, name: str, option: str) -> None:
+    """Raise `CloudError` if something listens on the port that the service `name` is to have."""
+    if taken(port):
+        raise CloudError(
+            f"port {port} of {HOST} is taken by something else: stop that, or give {name} another ({option})"
+        )
 
 
 def taken(port: int) -> bool:
@@ -204,6 +239,8 @@ def free_port() -> int:
         return port
 
 
-def tail(log: Path, lines: int = 15) -> str:
-    """Give the end of `log`."""
-    return "\n".join([f"the end of {log}:", *log.read_text(errors="replace").splitlines()[-lines:]])
+def tail(log: Path | None, lines: int = 15) -> str:
+    """Give the end of `log`, to stand after what went wrong; nothing without one."""
+    if log is None:
+        return ""
+    return "\n".join([f"; the end of {log}:", *log.read_text(errors="replace").splitlines()[-lines:]])

@@ -22,7 +22,7 @@ async def test_a_message_is_frozen(bench):
 async def test_body_and_attributes_arrive_unchanged(bench):
     subscription, topic = await bench.pair()
     sent = [
-        Outgoing(b""),
+        Outgoing(b"", {} if bench.broker.carries_empty else {"a": "b"}),
         Outgoing(bytes(range(256)), {"k": "v", "k.2-x_y": "é\n\"\\'", "empty-ish": " "}),
         Outgoing(b"\0" * 100_000, {"n": "1"}, ordering_key="one"),
     ]
@@ -148,6 +148,8 @@ async def test_a_lease_that_ends_brings_the_message_back(bench):
 
 
 async def test_after_max_attempts_a_message_moves_to_the_dead_letter_queue(bench):
+    if not bench.broker.buries:
+        pytest.skip("its dead letters cannot be tested")
     most = max(2, bench.broker.least_attempts)
     queue = await bench.queue(bench.broker.short_lease, max_attempts=most)
     subscription, topic = await bench.subscription(queue.subscription), await bench.topic(queue.topic)
@@ -171,11 +173,13 @@ async def test_after_max_attempts_a_message_moves_to_the_dead_letter_queue(bench
 
     corpses: list[Message] = []
     await bench.until(moved)
-    assert (corpses[0].body, dict(corpses[0].attributes)) == (b"poison", {"a": "b"})
+    assert (corpses[0].body, corpses[0].attributes["a"]) == (b"poison", "b")
     assert corpses[0].attempt == bench.attempt(1 if bench.broker.dead_count_afresh else most + 1)
 
 
 async def test_a_nack_of_the_last_attempt_moves_it_too(bench):
+    if not bench.broker.buries:
+        pytest.skip("its dead letters cannot be tested")
     queue = await bench.queue(max_attempts=bench.broker.least_attempts)
     subscription, topic = await bench.subscription(queue.subscription), await bench.topic(queue.topic)
     assert queue.dead_letter is not None

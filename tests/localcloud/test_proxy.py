@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
+from local_cloud.services import localstack_ready, pubsub_ready
 from proxy import HOST, Proxy
 
 SHORT = 0.2
@@ -123,3 +124,14 @@ async def test_an_upstream_that_is_down_looks_so() -> None:
     async with Proxy(f"http://{HOST}:{port}") as proxy, connected(proxy) as stream:
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
             await say(stream, b"anyone?")
+
+
+async def test_http_and_grpc_go_through_it_and_notice_a_cut(aws: str, gcp: str) -> None:
+    async with Proxy(aws) as http, Proxy(gcp) as grpc:
+        # `ready` is what waits for the emulators to come up: a call over HTTP, a call over gRPC
+        for proxy, ready in ((http, localstack_ready), (grpc, pubsub_ready)):
+            assert await asyncio.to_thread(ready, proxy.port)
+            proxy.cut()
+            assert not await asyncio.to_thread(ready, proxy.port)
+            proxy.restore()
+            assert await asyncio.to_thread(ready, proxy.port)

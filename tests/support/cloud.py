@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from local_cloud.errors import CloudError
-from local_cloud.services import HOST, PROJECT, Running, Service, free_port, localstack, pubsub, start, taken
+from local_cloud.resources import aws_environment, pubsub_environment
+from local_cloud.services import HOST, Running, Service, free_port, localstack, pubsub, start, taken
 
 PORT_ATTEMPTS = 3
 
@@ -18,12 +19,13 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     `REJOINDER_TEST_AWS=http://host:port` gives one that runs already.
     """
-    with running(
-        os.environ.get("REJOINDER_TEST_AWS"), tmp_path_factory.mktemp("localstack"), localstack, "http://"
-    ) as endpoint:
-        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-        with environment({"AWS_ENDPOINT_URL": endpoint, **keys}):
-            yield endpoint
+    with (
+        running(
+            os.environ.get("REJOINDER_TEST_AWS"), tmp_path_factory.mktemp("localstack"), localstack, "http://"
+        ) as endpoint,
+        environment(aws_environment(endpoint)),
+    ):
+        yield endpoint
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +37,7 @@ def gcp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("pubsub")
     with (
         running(os.environ.get("REJOINDER_TEST_PUBSUB"), folder, lambda port, _: pubsub(port)) as address,
-        environment({"PUBSUB_EMULATOR_HOST": address, "PUBSUB_PROJECT_ID": PROJECT}),
+        environment(pubsub_environment(address)),
     ):
         yield address
 

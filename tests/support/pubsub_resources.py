@@ -14,8 +14,8 @@ PROJECT = "local"
 async def make(lease: float = 10, max_attempts: int | None = None, **settings) -> tuple[str, str, str | None]:
     """Make a topic and its subscription, and where there is a `max_attempts` a dead-letter topic and its subscription.
 
-    Gives the names of the subscription, the topic and the subscription of dead letters. `settings` are further fields of
-    the subscription.
+    Gives the names of the subscription, the topic and the subscription of dead letters. `settings` are further fields
+    of the subscription.
     """
     name = f"t-{uuid.uuid4().hex}"
     async with grpc.aio.insecure_channel(os.environ["PUBSUB_EMULATOR_HOST"]) as channel:
