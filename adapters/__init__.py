@@ -1,8 +1,10 @@
 """Brokers as bytes: one small contract (`driver`) and its adapters.
 
 `open_subscription` and `open_topic` are the one way in, for the worker, the client and anybody's script.
+`check_subscription` and `check_topic` look at what a URL names without touching a message.
 """
 
+from rejoinder.adapters.checkup import Checkup, Finding
 from rejoinder.adapters.driver import Backlog, Message, Outgoing, Subscription, Topic
 from rejoinder.adapters.errors import (
     AdapterError,
@@ -13,13 +15,15 @@ from rejoinder.adapters.errors import (
     TooLarge,
     Transient,
 )
-from rejoinder.adapters.urls import open_subscription, open_topic
+from rejoinder.adapters.urls import check_subscription, check_topic, open_subscription, open_topic
 
 __all__ = [
     "AdapterError",
     "Backlog",
     "BadURL",
+    "Checkup",
     "Denied",
+    "Finding",
     "LeaseLost",
     "Message",
     "NotFound",
@@ -28,6 +32,8 @@ __all__ = [
     "TooLarge",
     "Topic",
     "Transient",
+    "check_subscription",
+    "check_topic",
     "open_subscription",
     "open_topic",
 ]

@@ -1,13 +1,16 @@
 """What the AWS adapters share: clients with connections of their own, and one place where their errors are mapped."""
 
 import asyncio
+import io
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, Generic, TypeVar
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
+from botocore.loaders import create_loader
 
 from rejoinder.adapters.aws_errors import from_exception
 from rejoinder.adapters.errors import BadURL
@@ -22,6 +25,8 @@ SPARE_SECONDS: Final = 5.0
 POOL: Final = 16
 """Calls at once on one client. At 10 messages a call and 10 ms each this is 16,000 messages/s, more than one event loop
 decodes."""
+PIECE: Final = 1 << 18
+"""Bytes of a request that are written at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,12 @@ class Connections(Generic[ClientT]):
                 raise from_exception(exc, permission, resource) from exc
 
 
+@cache
+def _loader(data_path: str | None) -> Any:
+    """The SDK's models of its services, which are read once: reading them takes longer than the rest of opening."""
+    return create_loader(data_path)
+
+
 class Vendor:
     """One vendor session: its chains of region and credentials, and the clients made of it."""
 
@@ -72,6 +83,7 @@ class Vendor:
         self._session: Any = AioSession()  # typed by the name of each service there is, which is not known here
         try:
             found = region or self._session.get_config_variable("region")
+            self._session.register_component("data_loader", _loader(self._session.get_config_variable("data_path")))
         except Exception as exc:
             raise from_exception(exc, "reading the AWS configuration", url) from exc
         if not found:
@@ -97,8 +109,16 @@ class Vendor:
         )
         client = self._session.create_client(service, region_name=self.region, config=config)
         try:
-            return Connections(await self._stack.enter_async_context(client), traffic)
+            made = await self._stack.enter_async_context(client)
         except ValueError as exc:
             raise BadURL(f"the endpoint of {service} is not usable (AWS_ENDPOINT_URL or the profile's): {exc}") from exc
         except Exception as exc:
             raise from_exception(exc, "connecting", f"{service} in {self.region}") from exc
+        made.meta.events.register("before-send", _in_pieces)
+        return Connections(made, traffic)
+
+
+def _in_pieces(request: Any, **_: Any) -> None:
+    """Let aiohttp write a large request piece by piece: as bytes it would do it in one step of the event loop."""
+    if isinstance(request.body, bytes) and len(request.body) > PIECE:
+        request.body = io.BytesIO(request.body)

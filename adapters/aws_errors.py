@@ -26,6 +26,9 @@ from botocore.exceptions import (
     UnauthorizedSSOTokenError,
     UnknownCredentialError,
 )
+from botocore.exceptions import (
+    ConnectionError as HTTPConnectionError,
+)
 from botocore.parsers import ResponseParserError
 
 from rejoinder.adapters.errors import AdapterError, BadURL, Denied, LeaseLost, NotFound, TooLarge, Transient
@@ -65,7 +68,7 @@ _SDK: Final[tuple[tuple[tuple[type[Exception], ...], type[AdapterError]], ...]] 
         ),
         Denied,
     ),
-    ((HTTPClientError, aiohttp.ClientError, OSError, ResponseParserError), Transient),
+    ((HTTPConnectionError, HTTPClientError, aiohttp.ClientError, OSError, ResponseParserError), Transient),
     ((BotoCoreError,), AdapterError),
 )
 

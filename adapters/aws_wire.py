@@ -157,7 +157,7 @@ def _pointed(text: str) -> str | None:
         return None
     found = _json(text)
     match found:
-        case [str(), {"s3BucketName": str(bucket), "s3Key": str(key)}] if bucket and key:
+        case [str(), {"s3BucketName": str(bucket), "s3Key": str(key), **more}] if bucket and key and not more:
             return f"s3://{bucket}/{key}"
     return None
 

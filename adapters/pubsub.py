@@ -25,7 +25,7 @@ ENDPOINT = re.compile(r"[A-Za-z0-9.-]+:[0-9]+")
 KINDS = {"subscriptions": "a subscription, to receive from", "topics": "a topic, to send to"}
 
 
-def _parse(url: str, kind: str) -> tuple[str, str | None]:
+def parse(url: str, kind: str) -> tuple[str, str | None]:
     """Read the resource's name, such as `projects/P/topics/T`, and the endpoint."""
     parts, query = split(url, OPTIONS)
     resource = parts.netloc + parts.path
@@ -41,7 +41,7 @@ def _parse(url: str, kind: str) -> tuple[str, str | None]:
 @asynccontextmanager
 async def open_subscription(url: str) -> AsyncIterator[PubSubSubscription]:
     """Open the subscription that `url` names. Raises BadURL, NotFound, Denied, Transient."""
-    resource, endpoint = _parse(url, "subscriptions")
+    resource, endpoint = parse(url, "subscriptions")
     connection = await connect(endpoint)
     try:
         subscription = PubSubSubscription(connection, resource)
@@ -57,7 +57,7 @@ async def open_subscription(url: str) -> AsyncIterator[PubSubSubscription]:
 @asynccontextmanager
 async def open_topic(url: str) -> AsyncIterator[PubSubTopic]:
     """Open the topic that `url` names. Raises BadURL, NotFound, Denied, Transient."""
-    resource, endpoint = _parse(url, "topics")
+    resource, endpoint = parse(url, "topics")
     connection = await connect(endpoint)
     try:
         topic = PubSubTopic(connection, resource)

@@ -79,14 +79,16 @@ class Method:
     path: str
     request: Any
     response: Any
+    routed_by: str = "subscription"
+    """The field of the request by which the service routes."""
 
 
 PULL = Method("/google.pubsub.v1.Subscriber/Pull", PullRequest, PullResponse)
 ACKNOWLEDGE = Method("/google.pubsub.v1.Subscriber/Acknowledge", AcknowledgeRequest, Empty)
 MODIFY = Method("/google.pubsub.v1.Subscriber/ModifyAckDeadline", ModifyAckDeadlineRequest, Empty)
 GET_SUBSCRIPTION = Method("/google.pubsub.v1.Subscriber/GetSubscription", GetSubscriptionRequest, SubscriptionInfo)
-PUBLISH = Method("/google.pubsub.v1.Publisher/Publish", PublishRequest, PublishResponse)
-GET_TOPIC = Method("/google.pubsub.v1.Publisher/GetTopic", GetTopicRequest, TopicInfo)
+PUBLISH = Method("/google.pubsub.v1.Publisher/Publish", PublishRequest, PublishResponse, "topic")
+GET_TOPIC = Method("/google.pubsub.v1.Publisher/GetTopic", GetTopicRequest, TopicInfo, "topic")
 
 # Whatever is not here is Transient: unavailable, internal, aborted, throttled, unknown, cancelled by the server.
 ERRORS: Mapping[grpc.StatusCode, type[AdapterError]] = {
@@ -200,8 +202,7 @@ class Channel:
         )
         name = f"gcppubsub://{resource}"
         # The service routes by this header; a generated client adds it.
-        field = "topic" if method in (PUBLISH, GET_TOPIC) else "subscription"
-        metadata = (("x-goog-request-params", f"{field}={quote(resource)}"),)
+        metadata = (("x-goog-request-params", f"{method.routed_by}={quote(resource)}"),)
 
         async def call(request: Any, seconds: float) -> Any:
             try:

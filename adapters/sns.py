@@ -62,7 +62,7 @@ class SNSTopic:
         )
 
 
-def _parse(url: str) -> tuple[str, str]:
+def parse(url: str) -> tuple[str, str]:
     """Return the ARN and the region that `url` names. Raises BadURL."""
     parts, query = split(url, OPTIONS)
     arn = unquote(parts.path[1:])
@@ -95,7 +95,7 @@ async def open_topic(url: str) -> AsyncIterator[SNSTopic]:
         Denied: the credentials are not accepted at all. Whether they allow `sns:Publish`, only publishing shows.
         Transient: SNS does not answer.
     """
-    arn, region = _parse(url)
+    arn, region = parse(url)
     async with AsyncExitStack() as stack:
         sending = await Vendor(url, region, stack).connect("sns", SENDING)
         yield SNSTopic(arn, await _max_message(arn, sending), sending)
@@ -104,6 +104,6 @@ async def open_topic(url: str) -> AsyncIterator[SNSTopic]:
 @asynccontextmanager
 async def open_subscription(url: str) -> AsyncIterator[Subscription]:
     """Refuse: SNS delivers, it cannot be asked. Raises BadURL."""
-    arn, _ = _parse(url)
+    arn, _ = parse(url)
     raise BadURL(f"nobody can receive from a topic: subscribe an SQS queue to {arn} and receive from awssqs:///QUEUE")
     yield

@@ -3,9 +3,11 @@
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib import import_module
+from types import ModuleType
 from typing import Protocol, cast
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
+from rejoinder.adapters.checkup import Checkup, CheckupModule
 from rejoinder.adapters.driver import Subscription, Topic
 from rejoinder.adapters.errors import BadURL
 
@@ -30,13 +32,21 @@ class AdapterModule(Protocol):
 
 
 def _adapter(url: str) -> AdapterModule:
+    return cast("AdapterModule", _module(url))
+
+
+def _checkup(url: str) -> CheckupModule:
+    return cast("CheckupModule", _module(url, "_checkup"))
+
+
+def _module(url: str, suffix: str = "") -> ModuleType:
     scheme, sep, _ = url.partition("://")
     if not sep or scheme not in ADAPTERS:
         known = ", ".join(f"{name}://" for name in ADAPTERS)
         raise BadURL(f"cannot open {url!r}: unknown scheme {scheme!r}; known are {known}")
     module, extra = ADAPTERS[scheme]
     try:
-        return cast("AdapterModule", import_module(module))
+        return import_module(module + suffix)
     except ModuleNotFoundError as exc:
         if extra is None or (exc.name or "").startswith("rejoinder"):
             raise
@@ -60,6 +70,20 @@ async def open_topic(url: str) -> AsyncIterator[Topic]:
     """Open the queue or topic that `url` names, and close it on exit. Raises as `open_subscription` does."""
     async with _adapter(url).open_topic(url) as topic:
         yield topic
+
+
+async def check_subscription(url: str) -> Checkup:
+    """Look at the queue or subscription that `url` names, without touching a message.
+
+    Raises:
+        BadURL: as `open_subscription`. Everything else is a finding.
+    """
+    return await _checkup(url).check_subscription(url)
+
+
+async def check_topic(url: str) -> Checkup:
+    """Look at the queue or topic that `url` names, without touching a message. Raises as `check_subscription`."""
+    return await _checkup(url).check_topic(url)
 
 
 def split(url: str, allowed: Mapping[str, str]) -> tuple[SplitResult, dict[str, str]]:

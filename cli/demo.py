@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -17,13 +17,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from rejoinder.cli.demo_queues import Queues, own_answers
 from rejoinder.cli.demo_report import Row, show_table, stdout_console, summary
-from rejoinder.cli.demo_requests import demo_requests
+from rejoinder.cli.demo_requests import demo_requests, hello
 from rejoinder.cli.demo_worker import DemoWorker, start_worker
 from rejoinder.cli.errors import Failure
 from rejoinder.cli.running import run
-from rejoinder.client.consume import Received, responses
 from rejoinder.client.join import Join
+from rejoinder.client.lines import one_line
 from rejoinder.client.publish import Publisher
 from rejoinder.worker.engines.factory import PACKAGED_MODEL
 from rejoinder.worker.errors import EngineGone
@@ -31,9 +32,6 @@ from rejoinder.worker.settings import SettingsError, resolve
 
 ANSWER_SECONDS = 300.0
 """Without any answer for this long, with a worker that is up, something is wrong."""
-
-HELLO: dict[str, Any] = {"path": "/v1/completions", "metadata": {}, "body": {"prompt": "Hello", "max_tokens": 1}}
-"""Sent ahead: its answer says that the model is loaded, so that the table's times are of the work alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ class Place:
     run: str
 
     def url(self, queue: str) -> str:
-        """Of one of its queues: other runs in the same directory have their own."""
+        """Of one of its queues, where none was given: other runs in the same directory have their own."""
         return f"sqlite:///{quote(str(self.directory / 'demo.db'))}?queue={queue}-{self.run}"
 
     def file(self, name: str) -> Path:
@@ -55,6 +53,29 @@ class Place:
 def demo(
     *,
     model: Annotated[str, typer.Option(help="smollm2, a local directory, or a hub name.")] = PACKAGED_MODEL,
+    requests: Annotated[
+        str | None, typer.Option(help="What the worker pulls requests from.", metavar="URL", show_default="in a file")
+    ] = None,
+    responses: Annotated[
+        str | None,
+        typer.Option(help="What the worker publishes responses to.", metavar="URL", show_default="in a file"),
+    ] = None,
+    publish_to: Annotated[
+        str | None,
+        typer.Option(
+            help="Where requests are published: the topic of that subscription.",
+            metavar="URL",
+            show_default="--requests",
+        ),
+    ] = None,
+    consume_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Where responses arrive: a subscription or queue of that topic.",
+            metavar="URL",
+            show_default="--responses",
+        ),
+    ] = None,
     directory: Annotated[
         Path | None,
         typer.Option("--dir", help="Keep queues, files and the worker's log here.", show_default="temporary"),
@@ -63,20 +84,28 @@ def demo(
 ) -> None:
     """Show it all working here: queues, the real model, joined answers.
 
-    Starts a worker on two queues in a SQLite file, publishes a dozen requests and one that is wrong on purpose, and
-    joins the answers to the prompts by their metadata. The first run prepares the model, once.
+    Starts a worker on two queues in a SQLite file, or on the queues that are given, publishes a dozen requests and one
+    that is wrong on purpose, and joins the answers to the prompts by their metadata. On queues that others use, their
+    answers are left alone, but their requests are answered too. The first run prepares the model, once.
     """
     console = Console(stderr=True, soft_wrap=True)
-    model = _prepared(model)
-    place = Path(tempfile.mkdtemp(prefix="rejoinder-demo-")) if directory is None else directory.absolute()
+    place = Place(_directory(directory), uuid4().hex[:8])
+    queues = Queues(requests or place.url("requests"), responses or place.url("responses"), publish_to, consume_from)
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        run(_demo(model, Place(place, uuid4().hex[:8]), console))
+        run(queues.check())
+        run(_demo(_prepared(model), place, queues, console))
     finally:
         if directory is None and not keep:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(place.directory, ignore_errors=True)
         elif keep:
-            console.print(f"kept in {place}")
+            console.print(f"kept in {place.directory}")
+
+
+def _directory(given: Path | None) -> Path:
+    if given is None:
+        return Path(tempfile.mkdtemp(prefix="rejoinder-demo-"))
+    given.mkdir(parents=True, exist_ok=True)
+    return given.absolute()
 
 
 def _prepared(model: str) -> str:
@@ -92,16 +121,16 @@ def _prepared(model: str) -> str:
     return model
 
 
-async def _demo(model: str, place: Place, console: Console) -> None:
-    requests = demo_requests()
+async def _demo(model: str, place: Place, queues: Queues, console: Console) -> None:
+    requests = demo_requests(place.run)
     start = time.monotonic()
     async with (
-        start_worker(model, place.url("requests"), place.url("responses"), place.file("worker.log")) as worker,
-        Publisher(place.url("requests")) as publisher,
-        aclosing(responses(place.url("responses"), count=1 + len(requests))) as incoming,
+        start_worker(model, queues.requests, queues.responses, place.file("worker.log")) as worker,
+        Publisher(queues.sending) as publisher,
+        aclosing(own_answers(queues.receiving, place.run, 1 + len(requests))) as incoming,
     ):
         with console.status("a worker starts and loads the model"):
-            await publisher.publish(HELLO)
+            await publisher.publish(hello(place.run))
             await worker.watching(anext(incoming))
         console.print(f"a worker is up after {time.monotonic() - start:.1f} s; publishing {len(requests)} requests")
         published = time.monotonic()
@@ -114,7 +143,7 @@ async def _demo(model: str, place: Place, console: Console) -> None:
 
 
 async def _answers(
-    worker: DemoWorker, incoming: AsyncGenerator[Received, None], place: Place, count: int, console: Console
+    worker: DemoWorker, incoming: AsyncGenerator[bytes, None], place: Place, count: int, console: Console
 ) -> list[float]:
     """Write the answers to their file as they come; return when each came."""
     arrivals: list[float] = []
@@ -122,14 +151,14 @@ async def _answers(
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     with bar, place.file("responses.jsonl").open("wb") as out:
         task = bar.add_task("", total=count)
-        while (received := await worker.watching(_next(incoming))) is not None:
+        while (answer := await worker.watching(_next(incoming))) is not None:
             arrivals.append(time.monotonic())
-            out.write(received.body + b"\n")
+            out.write(one_line(answer) + b"\n")
             bar.advance(task)
     return arrivals
 
 
-async def _next(incoming: AsyncGenerator[Received, None]) -> Received | None:
+async def _next(incoming: AsyncGenerator[bytes, None]) -> bytes | None:
     try:
         return await asyncio.wait_for(anext(incoming, None), ANSWER_SECONDS)
     except TimeoutError:

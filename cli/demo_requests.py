@@ -41,9 +41,18 @@ _ALL = [
 ]
 
 
-def demo_requests() -> list[dict[str, Any]]:
-    """All requests, each with an id of its own in its metadata."""
-    return [{**request, "metadata": {"id": number, **request["metadata"]}} for number, request in enumerate(_ALL, 1)]
+def demo_requests(run: str) -> list[dict[str, Any]]:
+    """All requests, each with an id of its own in its metadata, and that of the run."""
+    return [_of(run, number, request) for number, request in enumerate(_ALL, 1)]
+
+
+def hello(run: str) -> dict[str, Any]:
+    """What is sent ahead: its answer says that the model is loaded, so that the table's times are of the work alone."""
+    return _of(run, 0, _text("hello", "Hello", 1))
+
+
+def _of(run: str, number: int, request: dict[str, Any]) -> dict[str, Any]:
+    return {**request, "metadata": {"id": number, "run": run, **request["metadata"]}}
 
 
 def prompt_of(request: dict[str, Any]) -> str:

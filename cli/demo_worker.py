@@ -93,7 +93,7 @@ async def start_worker(model: str, requests: str, responses: str, log: Path) -> 
     with log.open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(
             *command, "--requests", requests, "--responses", responses,
-            stdin=DEVNULL, stdout=DEVNULL, stderr=stderr, cwd=log.parent, env=_environment(),
+            "--config", os.devnull, stdin=DEVNULL, stdout=DEVNULL, stderr=stderr, env=_environment(),
         )  # fmt: skip
     worker = DemoWorker(process, log)
     try:
@@ -103,6 +103,7 @@ async def start_worker(model: str, requests: str, responses: str, log: Path) -> 
 
 
 def _environment() -> dict[str, str]:
-    # The demo shows the defaults: of the user's settings only the cache's place stays, where the model is by now.
+    # The demo shows the defaults, so no file of settings is read either. Only the cache's place stays: the model is
+    # there by now.
     kept = {"REJOINDER_CACHE_DIR"}
     return {name: value for name, value in os.environ.items() if not name.startswith("REJOINDER_") or name in kept}

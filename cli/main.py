@@ -18,6 +18,10 @@ COMMANDS = {
     "publish": ("rejoinder.cli.publish:publish", "Send JSON lines of requests; print their message ids."),
     "consume": ("rejoinder.cli.consume:consume", "Receive responses; print them as JSON lines."),
     "join": ("rejoinder.cli.join:join", "Put each response to its request, by the metadata it carries."),
+    "doctor": (
+        "rejoinder.cli.doctor:doctor",
+        "Check the queues, and say what to do.",
+    ),
     "config": ("rejoinder.cli.config:config", "Show each setting, its value and where it comes from."),
     "schema": ("rejoinder.cli.schema:schema", "Print the JSON Schema of a request, a response or a body."),
     "version": ("rejoinder.cli.version:version", "Print the version."),

@@ -6,7 +6,8 @@ async with aclosing(responses("sqlite:///work.db?queue=responses", count=10)) as
 """
 
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -58,7 +59,7 @@ async def responses(url: str, *, count: int | None = None, idle: float | None = 
         AdapterError: the broker says so.
     """
     left = count
-    async with open_subscription(url) as subscription:
+    async with _opened(url) as subscription:
         source = _Source(subscription, idle)
         while (left is None or left > 0) and (messages := await source.take(left)):
             held = messages[::-1]
@@ -91,7 +92,7 @@ async def batches(
         idle: End when this many seconds pass without a response. Default: never.
         until: Asked after each batch, when it is acked, whether to end.
     """
-    async with open_subscription(url) as subscription:
+    async with _opened(url) as subscription:
         source = _Source(subscription, idle)
         while not until() and (messages := await source.take(None)):
             held = messages
@@ -101,6 +102,12 @@ async def batches(
                 await source.ack(messages)
             finally:
                 await source.let_go(held)
+
+
+@asynccontextmanager
+async def _opened(url: str) -> AsyncIterator[Subscription]:
+    async with AsyncExitStack() as stack:
+        yield await patiently(lambda: stack.enter_async_context(open_subscription(url)))
 
 
 def _received(message: Message) -> Received:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self
 
 from rejoinder.adapters import AdapterError, Outgoing, TooLarge, Topic, Transient, open_topic
 from rejoinder.client.lines import Line
-from rejoinder.client.patience import delays
+from rejoinder.client.patience import delays, patiently
 from rejoinder.schemas.envelope import parse_request
 from rejoinder.schemas.wire import WireError, write_json
 
@@ -79,7 +79,7 @@ class Publisher:
         self._senders: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._topic = await self._stack.enter_async_context(open_topic(self._url))
+        self._topic = await patiently(lambda: self._stack.enter_async_context(open_topic(self._url)))
         return self
 
     async def __aexit__(

@@ -9,7 +9,7 @@ import pytest
 for folder in ("tests/support", "tests/engines", "localstack"):
     sys.path.insert(0, str(Path(__file__).parents[1] / folder))
 
-pytest_plugins = ["cloud"]
+pytest_plugins = ["aws_stand_in", "cloud"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,7 +1,8 @@
 """Receives, runs and sees messages through to their settlement: one task for each.
 
-A message's way: received -> lease held -> accepted -> slot -> run -> published -> settled. Its lease is renewed from
-the first step to the last. Bad requests skip slot and run.
+A message's way: received -> lease held -> its turn -> accepted -> slot -> run -> published -> settled. Its lease is
+renewed from the first step to the last. Bad requests skip slot and run; only where order is kept is there a turn to
+wait for.
 """
 
 import asyncio
@@ -18,22 +19,27 @@ from rejoinder.worker.handler import Answer, Handler, exhausted, refusal
 from rejoinder.worker.held import Counts, Held, Stage
 from rejoinder.worker.lease import LeaseKeeper
 from rejoinder.worker.logs import places
+from rejoinder.worker.ordering import Turns
 from rejoinder.worker.pace import Pace, Waits
+from rejoinder.worker.receiver import Receiver
 from rejoinder.worker.reply import Replier
-from rejoinder.worker.retry import RetryPolicy, call_until
+from rejoinder.worker.retry import RetryPolicy
 from rejoinder.worker.settlement import Settlement
 from rejoinder.worker.slots import Slots
 
 log = structlog.get_logger(__name__)
 
-# The longest poll: it bounds only how often an idle worker asks, since a message or a stop ends it at once.
-RECEIVE_WAIT = 20.0
 # How often capacity that nobody announces is looked at: an engine that comes back, a prefetch that should grow.
 TICK = 0.1
 # Answers being published or acked hold no slot; this many, and receiving pauses until the response broker catches up.
 MAX_SETTLING = 4096
 # Requests held, in bytes of their bodies: what a worker's memory bears, however many slots the engine has.
 MAX_HELD_BYTES = 256 * 1024 * 1024
+# Requests that wait for the turn of their ordering key take no room from others, up to so many: behind a key with more
+# than that at the front of the queue, the rest waits.
+MAX_BLOCKED = 1000
+# Of the time for which the broker lets a message be held; what is left is for answering it.
+HOLD_SHARE = 0.97
 # After the grace, answers under way are seen through for this long; also what telling the broker may take then.
 LAST_SECONDS = 3.0
 
@@ -48,7 +54,8 @@ class Consumer:
         slots: The engine's capacity.
         policy: When failed requests come back.
         prefetch: Messages held beyond the slots; None: as many as complete during one receive.
-        max_hold: Seconds from receipt after which a message is answered 504.
+        max_hold: Seconds from receipt after which a message is answered 504; sooner where the broker does not allow
+            as much.
     """
 
     def __init__(
@@ -67,19 +74,23 @@ class Consumer:
         self._slots = slots
         self._policy = policy
         self._prefetch = prefetch
-        self._max_hold = max_hold
+        self._max_hold = min(max_hold, HOLD_SHARE * subscription.max_hold_seconds)
         # What waits for its answer to be published is held longer than what waits to be run: a third more.
         self._keeper = LeaseKeeper(subscription, max_hold * 4 / 3)
-        self._held: set[Held] = set()
+        self._held: dict[Held, None] = {}  # in the order of receipt
+        self._turns = Turns(subscription.keeps_order)
         self._settling = 0
         self._held_bytes = 0
-        self._room_made = asyncio.Event()
-        self._stopping = asyncio.Event()
+        self._stopping = False
         self._pace = Pace()
+        self._receiver = Receiver(subscription, self._room, self._take, self._pace)
         self._waits = Waits(asyncio.get_running_loop().time())
         self._fatal: BaseException | None = None
+        self._handing_back: set[asyncio.Task[None]] = set()
         self.counts = Counts()
-        self._settlement = Settlement(subscription, replier, self._keeper, policy, self.counts)
+        self._settlement = Settlement(
+            subscription, replier, self._keeper, policy, counts=self.counts, turns=self._turns
+        )
 
     @property
     def engine_waited_seconds(self) -> float:
@@ -95,20 +106,16 @@ class Consumer:
             AdapterError: a broker refuses for good (permission, queue gone).
             EngineGone: the engine will not come back.
         """
-        stopping = asyncio.create_task(self._stopping.wait())
         # These outlive this method: what is held is renewed until it is settled or handed back.
         self._chores = [asyncio.create_task(self._keeper.run()), asyncio.create_task(self._tick())]
         for chore in self._chores:
             chore.add_done_callback(self._on_chore_done)
         try:
-            while not self._stopping.is_set():
-                room = self._room()
-                if room < 1:
-                    await self._wait_for_room()
-                    continue
-                await self._receive(room, stopping)
+            await self._receiver.run()
         finally:
-            stopping.cancel()
+            self._stopping = True
+            self.counts.handed_back += len(self._receiver.late)
+            await self._settlement.let_go(self._receiver.late, 0, limit=LAST_SECONDS)
         if self._fatal is not None:
             raise self._fatal
 
@@ -117,39 +124,17 @@ class Consumer:
         while True:
             await asyncio.sleep(TICK)
             self._slots.wake()
-            self._room_made.set()
+            self._receiver.wake()
 
     def _on_chore_done(self, chore: asyncio.Task[None]) -> None:
         if not chore.cancelled() and (exc := chore.exception()) is not None:
             self._fail(exc)  # without renewals, or without slots, going on would lose every lease
 
-    async def _receive(self, room: int, stopping: asyncio.Task[bool]) -> None:
-        clock = asyncio.get_running_loop().time
-        started = clock()
-
-        async def one_try() -> list[Message]:
-            nonlocal started
-            started = clock()
-            return await self._subscription.receive(room, RECEIVE_WAIT)
-
-        receiving = asyncio.create_task(call_until("receive", one_try))
-        await asyncio.wait({receiving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not receiving.done():
-            receiving.cancel()
-            await asyncio.wait({receiving})
-            if receiving.cancelled():
-                return
-        messages = receiving.result()
-        if self._stopping.is_set():  # they came with the signal: nothing starts any more
-            self.counts.handed_back += len(messages)
-            await self._settlement.let_go(messages, 0)
-            return
-        if len(messages) == room:
-            # Only a receive that was filled tells the round trip: any other may have waited for messages to come.
-            self._pace.received(clock() - started)
+    def _take(self, messages: Sequence[Message], asked: float) -> None:
+        """Start what a receive brought; `asked` is when it was asked for."""
         self.counts.received += len(messages)
         for message in messages:
-            self._begin(message, started)
+            self._begin(message, asked)
 
     def _room(self) -> int:
         """How many messages may be received now."""
@@ -163,11 +148,8 @@ class Consumer:
             burst = min(capacity, math.ceil(self._pace.completed_in_one_receive()))
             steady = math.ceil(self._pace.steadily_in_one_receive(asyncio.get_running_loop().time()))
             prefetch = max(1, burst, steady)
-        return capacity + prefetch - (len(self._held) - self._settling)
-
-    async def _wait_for_room(self) -> None:
-        self._room_made.clear()
-        await self._room_made.wait()
+        busy = len(self._held) - self._settling - min(self._turns.blocked, MAX_BLOCKED)
+        return capacity + prefetch - busy
 
     # ------------------------------------------------------------------ one message
 
@@ -175,26 +157,39 @@ class Consumer:
         """Start one message's task; `asked` is when it was asked for, before which its lease cannot have begun."""
         held = Held(message, asyncio.get_running_loop().time())
         held.lease = self._keeper.hold(message, asked, lambda: self._lost(held))
-        self._held.add(held)
+        self._held[held] = None
         self._held_bytes += len(message.body)
+        self._turns.enter(held)
         held.task = asyncio.create_task(self._process(held))
         # Not in the task itself: one that is cancelled before its first step never runs a line.
         held.task.add_done_callback(lambda _: self._forget(held))
 
     def _forget(self, held: Held) -> None:
         self._keeper.release(held.lease)
-        self._held.discard(held)
+        del self._held[held]
         self._held_bytes -= len(held.message.body)
-        self._room_made.set()
+        if behind := self._turns.cut(held):
+            # It ended without being settled, as by a lost lease: those behind it must not overtake it.
+            for one in behind:
+                one.abandon()
+            task = asyncio.create_task(self._hand_back(behind))
+            self._handing_back.add(task)
+            task.add_done_callback(self._handing_back.discard)
+        self._receiver.wake()
 
     async def _process(self, held: Held) -> None:
         try:
+            if held.turn is not None:
+                await held.turn
+                if self._stopping:  # it was left waiting, because nobody may run it before the one ahead is settled
+                    await self._hand_back([held])
+                    return
             answer = await self._answer(held)
             if held.abandoned:
                 return
             held.stage = Stage.SETTLING
             self._settling += 1
-            self._room_made.set()
+            self._receiver.wake()
             try:
                 if await self._keeper.confirm(held.lease):
                     await self._settlement.settle(held, answer)
@@ -256,37 +251,44 @@ class Consumer:
 
     def stop_receiving(self) -> None:
         """Let `run` return. What is held goes on until `drain`."""
-        self._stopping.set()
-        self._room_made.set()
+        self._stopping = True
+        self._receiver.stop()
 
     async def drain(self, grace: float, hurry: asyncio.Event) -> None:
         """Finish or hand back everything that is held. Receiving has stopped.
 
-        Waiting messages go back at once, before running ones are waited for: another worker can take them now. What
-        still runs after `grace` seconds, or when `hurry` is set, goes back too. Answers under way are seen through for
+        Waiting messages go back at once, before running ones are waited for: another worker can take them now. Those
+        that wait for one of their ordering key which has been started follow it: nobody may run them before. What still
+        runs after `grace` seconds, or when `hurry` is set, goes back too. Answers under way are seen through for
         a little longer, because an answer that is published but not acked is given twice; but a response broker that
         is away must not keep a stopping worker alive.
         """
         self.stop_receiving()
         deadline = asyncio.get_running_loop().time() + grace
-        await self._hand_back([held for held in self._held if held.stage is Stage.WAITING], min(grace, LAST_SECONDS))
+        await self._hand_back(self._unless(Stage.RUNNING, Stage.SETTLING), min(grace, LAST_SECONDS))
         await self._until_done(deadline, hurry)
-        await self._hand_back([held for held in self._held if held.stage is not Stage.SETTLING], LAST_SECONDS)
+        await self._hand_back(self._unless(Stage.SETTLING), LAST_SECONDS)
         await self._until_done(asyncio.get_running_loop().time() + LAST_SECONDS, asyncio.Event())
         left = list(self._held)
         if left:
             # First, so that nothing is published after its message was handed back.
             await self._settlement.abort()
         await self._hand_back(left, LAST_SECONDS)
+        if self._handing_back:
+            await asyncio.wait(self._handing_back, timeout=LAST_SECONDS)
         for chore in self._chores:
             chore.cancel()
         await asyncio.wait(self._chores)
+
+    def _unless(self, *stages: Stage) -> list[Held]:
+        """What is held, but for what is in one of `stages` or waits for one of its ordering key that is."""
+        return [held for held in self._held if (self._turns.ahead(held) or held).stage not in stages]
 
     async def _until_done(self, deadline: float, hurry: asyncio.Event) -> None:
         """Wait until nothing is held, `deadline` has come on the loop's clock, or `hurry` is set."""
         if not self._held:
             return
-        tasks = [held.task for held in self._held]
+        tasks = [*(held.task for held in self._held), *self._handing_back]
         hurrying = asyncio.create_task(hurry.wait())
         ends: set[asyncio.Future[Any]] = {hurrying, asyncio.gather(*tasks, return_exceptions=True)}
         left = max(0.0, deadline - asyncio.get_running_loop().time())
@@ -294,16 +296,20 @@ class Consumer:
         hurrying.cancel()
 
     async def _hand_back(self, helds: Sequence[Held], limit: float | None = None) -> None:
-        """Let messages go at once, their work stopped first so that no answer follows."""
-        others = [held for held in helds if held.task is not asyncio.current_task()]
+        """Let messages go at once and in order, their work stopped first so that no answer follows.
+
+        Those that wait for one of them go along.
+        """
+        going = list(dict.fromkeys(one for held in helds for one in (held, *self._turns.cut(held))))
+        others = [held for held in going if held.task is not asyncio.current_task()]
         for held in others:
             held.abandon()
         if others:
             await asyncio.wait([held.task for held in others])
-        for held in helds:
+        for held in going:
             self._keeper.release(held.lease)
-        self.counts.handed_back += len(helds)
-        await self._settlement.let_go([held.message for held in helds], 0, limit=limit)
+        self.counts.handed_back += len(going)
+        await self._settlement.let_go([held.message for held in going], 0, limit=limit)
 
 
 def _since(held: Held, now: float) -> float:

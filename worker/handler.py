@@ -106,6 +106,9 @@ class Handler:
     async def accept(self, message: Message) -> Job | Answer:
         """Read and check a message: a job to run, or the answer if there is nothing to run. Never raises."""
         name = response_id(self._subscription, message.id, None)
+        if message.stored_at is not None:
+            error = Forbidden(f"the request is stored at {message.stored_at!r}, and this worker reads from no store")
+            return refusal(error, None, name)
         try:
             if len(message.body) > self._max_request_bytes:
                 return self._too_large(message, name)

@@ -27,6 +27,8 @@ class Held:
     task: asyncio.Task[None] = field(init=False)
     answered: bool = False
     """Its answer is durable: only the ack is left, and a lease that is gone from now on is gone by it."""
+    turn: asyncio.Future[None] | None = None
+    """Done when its turn among those of its ordering key has come; None where it never waits for any."""
     abandoned: bool = False
     """Its work was stopped: no answer may follow, even if the work ended at that very moment."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from rejoinder.adapters import AdapterError, LeaseLost, Message, Subscription, Transient
+from rejoinder.adapters import AdapterError, Denied, LeaseLost, Message, NotFound, Subscription, Transient
 
 log = structlog.get_logger(__name__)
 
@@ -24,6 +24,8 @@ class Lease:
     """The loop's time at which it ends, if it is not renewed by then."""
     renew_until: float
     """The loop's time after which it is not renewed any more."""
+    held_until: float
+    """The loop's time at which the broker ends it, however often it is renewed."""
 
 
 class LeaseKeeper:
@@ -37,12 +39,12 @@ class LeaseKeeper:
     Args:
         subscription: Whose leases.
         max_hold: Seconds after which a message is renewed no more, whatever becomes of it: work that never ends must
-            not keep it for ever.
+            not keep it for ever. At most what the broker allows.
     """
 
     def __init__(self, subscription: Subscription, max_hold: float) -> None:
         self._subscription = subscription
-        self._max_hold = max_hold
+        self._max_hold = min(max_hold, subscription.max_hold_seconds)
         self._seconds = subscription.lease_seconds
         self._period = self._seconds / 3
         self._due: dict[Lease, float] = {}
@@ -61,7 +63,8 @@ class LeaseKeeper:
             on_lost: Called once if the lease is found to have passed to somebody else.
         """
         now = asyncio.get_running_loop().time()
-        lease = Lease(message, on_lost, received + self._seconds, now + self._max_hold)
+        held_until = now + self._subscription.max_hold_seconds
+        lease = Lease(message, on_lost, received + self._seconds, now + self._max_hold, held_until)
         if not self._due and not self._failed:
             self._changed.set()
         self._due[lease] = received + self._period
@@ -83,7 +86,11 @@ class LeaseKeeper:
         return not isinstance(outcome, LeaseLost)
 
     async def run(self) -> None:
-        """Renew what falls due, for ever. Must run on a loop that nothing blocks."""
+        """Renew what falls due, for ever. Must run on a loop that nothing blocks.
+
+        Raises:
+            AdapterError: the broker refuses renewals for good.
+        """
         loop = asyncio.get_running_loop()
         while True:
             now = loop.time()
@@ -121,10 +128,12 @@ class LeaseKeeper:
                 continue  # released while the call was under way
             self.release(lease)
             if outcome is None:
-                lease.ends = asked + self._seconds
+                lease.ends = min(asked + self._seconds, lease.held_until)
                 self._due[lease] = asked + self._period
             elif isinstance(outcome, LeaseLost):
                 lease.on_lost()
+            elif isinstance(outcome, Denied | NotFound):
+                raise outcome  # for good: without renewals every lease would be lost
             else:
                 log.warning("lease_renewal_failed", message_id=lease.message.id, error=str(outcome))
                 self._failed[lease] = asyncio.get_running_loop().time() + RETRY_SECONDS
@@ -134,5 +143,5 @@ class LeaseKeeper:
             # A call that never answers must not stop all later renewals.
             async with asyncio.timeout(self._period):
                 return await self._subscription.set_lease([lease.message for lease in leases], self._seconds)
-        except (AdapterError, TimeoutError) as exc:
+        except (Transient, TimeoutError) as exc:
             return [Transient(str(exc) or "the broker did not answer")] * len(leases)

@@ -7,19 +7,29 @@ import structlog
 from rejoinder.adapters import AdapterError, LeaseLost, Message, Outgoing, TooLarge, Topic, Transient
 from rejoinder.schemas.envelope import write_response
 from rejoinder.schemas.errors import ErrorBody, ErrorDetail
+from rejoinder.worker import carrying
 from rejoinder.worker.batcher import Batcher
-from rejoinder.worker.handler import Answer
-from rejoinder.worker.retry import entry_until
+from rejoinder.worker.handler import Answer, response_id
+from rejoinder.worker.retry import bounded, entry_until
 
 log = structlog.get_logger(__name__)
 
+Outcome = str | AdapterError | ValueError
+"""Of publishing one response. A ValueError says that the broker cannot carry it."""
+
 
 class Replier:
-    """Publishes answers in batches. While the response broker is away, it waits and tries again."""
+    """Publishes answers in batches. While the response broker is away, it waits and tries again.
 
-    def __init__(self, topic: Topic) -> None:
+    Args:
+        topic: Where the answers go.
+        subscription: The name of the requests' subscription: half of what tells one request from all others.
+    """
+
+    def __init__(self, topic: Topic, subscription: str) -> None:
         self._topic = topic
-        self._batcher: Batcher[Outgoing, str | AdapterError] = Batcher(self._flush)
+        self._subscription = subscription
+        self._batcher: Batcher[Outgoing, Outcome] = Batcher(self._flush)
 
     async def publish(self, message: Message, answer: Answer, wanted: Callable[[], bool] = lambda: True) -> None:
         """Make the answer to `message` durable. When it returns, the message may be acked.
@@ -31,6 +41,7 @@ class Replier:
 
         Raises:
             LeaseLost: it is not wanted any more; it was not published, or not that one knows.
+            ValueError: the broker cannot carry even an error in its place.
             AdapterError: the broker refuses the response for good (permission, topic gone).
         """
         outcome = await self._submit(message, answer, wanted)
@@ -40,41 +51,59 @@ class Replier:
         if isinstance(outcome, TooLarge):
             # The sender's metadata alone is too large for the response broker: response_id still names the request.
             outcome = await self._submit(message, _too_large(answer, str(outcome), bare=True), wanted)
-        if isinstance(outcome, AdapterError):
+        if isinstance(outcome, ValueError):
+            log.error("response_not_carried", message_id=message.id, response_id=answer.response_id, error=str(outcome))
+            outcome = await self._submit(message, _not_carried(answer), wanted)
+        if isinstance(outcome, AdapterError | ValueError):
             raise outcome
 
     async def abort(self) -> None:
         """Publish nothing more. What is under way may or may not arrive."""
         await self._batcher.abort()
 
-    async def _submit(self, message: Message, answer: Answer, wanted: Callable[[], bool]) -> str | AdapterError:
+    async def _submit(self, message: Message, answer: Answer, wanted: Callable[[], bool]) -> Outcome:
         outgoing = self._outgoing(message, answer)
 
-        async def one_try() -> str | AdapterError:
+        async def one_try() -> Outcome:
             return await self._batcher.submit(outgoing) if wanted() else LeaseLost("the answer is not wanted any more")
 
         return await entry_until("publish", one_try)
 
-    async def _flush(self, batch: Sequence[Outgoing]) -> list[str | AdapterError]:
+    async def _flush(self, batch: Sequence[Outgoing]) -> list[Outcome]:
         try:
-            return await self._topic.publish(batch)
+            return [*await bounded(self._topic.publish(batch))]
         except Transient as exc:
             return [exc] * len(batch)
+        except ValueError as exc:
+            if len(batch) == 1:
+                return [exc]
+        # One of them cannot be carried: each by itself, so that it fails alone.
+        return [outcome for outgoing in batch for outcome in await self._flush([outgoing])]
 
-    @staticmethod
-    def _outgoing(message: Message, answer: Answer) -> Outgoing:
-        attributes = {"request_message_id": message.id, "response_id": answer.response_id}
+    def _outgoing(self, message: Message, answer: Answer) -> Outgoing:
+        attributes = {
+            "request_message_id": carrying.attribute(message.id),
+            "response_id": carrying.attribute(answer.response_id),
+        }
         if message.attempt is not None:
             attributes["attempt"] = str(message.attempt)
-        if "traceparent" in message.attributes:
-            attributes["traceparent"] = message.attributes["traceparent"]
+        if traceparent := carrying.traceparent(message.attributes.get("traceparent")):
+            attributes["traceparent"] = traceparent
         try:
             body = write_response(answer.status_code, answer.metadata, answer.body)
         except (ValueError, TypeError) as exc:  # an engine's result that is no JSON, such as NaN
             log.error("result_not_json", message_id=message.id, response_id=answer.response_id, error=str(exc))
             detail = ErrorDetail(message=f"the result cannot be written as JSON: {exc}", type="engine_error")
             body = write_response(500, answer.metadata, ErrorBody.of(detail))
-        return Outgoing(body, attributes)
+        key = None if message.ordering_key is None else carrying.name(message.ordering_key)
+        # Of the message, not of an inference_id: two requests that share one are both answered.
+        identity = response_id(self._subscription, message.id, None)
+        return Outgoing(body, attributes, ordering_key=key, deduplication_id=identity)
+
+
+def _not_carried(answer: Answer) -> Answer:
+    detail = ErrorDetail(message="the response cannot be carried by its broker", type="engine_error")
+    return Answer(500, None, ErrorBody.of(detail), answer.response_id)
 
 
 def _too_large(answer: Answer, reason: str, *, bare: bool = False) -> Answer:

@@ -1,5 +1,6 @@
 """When to try again, and when to stop: the one place that knows tenacity."""
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,11 @@ log = structlog.get_logger(__name__)
 
 # A broker that is away is asked again after 0.1 s at first and every 10 s at most: soon enough that a short outage
 # costs little, seldom enough that a long one is no storm when it ends.
-_BACKOFF = wait_random_exponential(multiplier=0.1, max=10.0)
+_BACKOFF_FIRST = 0.1
+_BACKOFF_MAX = 10.0
+_BACKOFF = wait_random_exponential(multiplier=_BACKOFF_FIRST, max=_BACKOFF_MAX)
+# Adapters watch their own calls; one that does not return in this time all the same is taken for lost and tried again.
+CALL_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +50,16 @@ class RetryPolicy:
         """The delivery whose failure is answered."""
         return self.max_attempts if self.dead_letter_after is None else min(self.max_attempts, self.dead_letter_after)
 
-    def backoff(self, attempt: int | None) -> float:
-        """Seconds until the next attempt: exponential, jittered, capped. An unknown attempt counts as the first."""
-        ceiling = min(self.delay_max, self.delay * 2.0 ** min((attempt or 1) - 1, 60))
+    def backoff(self, attempt: int) -> float:
+        """Seconds until the next attempt: exponential, jittered, capped."""
+        ceiling = min(self.delay_max, self.delay * 2.0 ** min(attempt - 1, 60))
         return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - spreading load, not secrets
 
-    def on_failure(self, attempt: int | None) -> Literal["retry", "answer_and_ack", "answer_and_leave"]:
+    def on_failure(self, attempt: int) -> Literal["retry", "answer_and_ack", "answer_and_leave"]:
         """What becomes of a delivery that failed with a retryable error."""
-        if attempt is None or attempt < self.cap:
+        if attempt < self.cap:
             return "retry"
-        return self.on_answer_of_last(attempt)
-
-    def on_answer_of_last(self, attempt: int) -> Literal["answer_and_ack", "answer_and_leave"]:
-        """After the last error is answered: a message that the queue's policy takes is left to it."""
+        # After the last error is answered, a message that the queue's policy takes is left to it.
         leave = self.dead_letter_after is not None and attempt >= self.dead_letter_after
         return "answer_and_leave" if leave else "answer_and_ack"
 
@@ -67,6 +69,7 @@ class RetryPolicy:
         A delivery past the cap means that earlier ones ended unseen, with their worker or their lease. One of them may
         have answered and lost only its ack, and then running it again says the same while giving up would contradict
         it. So it is run again, up to as many deliveries more: what kills its worker each time comes to an end too.
+        Only the broker's own count tells of such deliveries; None: it does not count.
         """
         return attempt is not None and attempt > 2 * self.cap
 
@@ -84,6 +87,42 @@ def _warn(what: str) -> Callable[[RetryCallState], None]:
         )
 
     return before_sleep
+
+
+class Backoff:
+    """Pauses between tries that several tasks share, as long as those of the functions below.
+
+    Args:
+        what: The call's name, for the log.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._tries = 0
+
+    def failed(self, exc: AdapterError) -> float:
+        """A try failed; return the seconds until the next."""
+        pause = random.uniform(0.0, min(_BACKOFF_MAX, _BACKOFF_FIRST * 2.0 ** min(self._tries, 60)))  # noqa: S311
+        self._tries += 1
+        log.warning("broker_retry", call=self._what, error=str(exc), tries=self._tries, next_in=round(pause, 2))
+        return pause
+
+    def succeeded(self) -> None:
+        """The broker is there."""
+        self._tries = 0
+
+
+async def bounded(call: Awaitable[Success], *, beyond: float = 0.0) -> Success:
+    """Await a broker's call for `CALL_SECONDS` at most, and `beyond` that for the time that it is asked to wait.
+
+    Raises:
+        Transient: it did not return.
+    """
+    try:
+        async with asyncio.timeout(CALL_SECONDS + beyond):
+            return await call
+    except TimeoutError as exc:
+        raise Transient("the broker did not answer") from exc
 
 
 async def call_until(what: str, call: Callable[[], Awaitable[Success]], *, limit: float | None = None) -> Success:

@@ -5,11 +5,12 @@ import contextlib
 import gc
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVar
 
 import structlog
 
-from rejoinder.adapters import AdapterError, Subscription, Topic, open_subscription, open_topic
+from rejoinder.adapters import AdapterError, Backlog, Subscription, Topic, Transient, open_subscription, open_topic
 from rejoinder.worker.consumer import Consumer
 from rejoinder.worker.engines.factory import create_engine
 from rejoinder.worker.engines.protocol import Engine, EngineStats
@@ -22,9 +23,13 @@ from rejoinder.worker.slots import Slots
 
 log = structlog.get_logger(__name__)
 
+Opened = TypeVar("Opened")
+
 REPORT_SECONDS = 10.0
-# A broker that is busy when the worker starts is waited for this long; one that is wrong is not.
+# A broker that is away or busy when the worker starts is waited for this long; one that is wrong is not.
 START_SECONDS = 60.0
+# Beyond that, for the call that is under way then.
+GRACE_OF_START = 10.0
 
 
 class StopSignals:
@@ -70,9 +75,12 @@ async def serve(settings: Settings, signals: StopSignals | None = None, engine: 
     """
     own = signals or StopSignals()
     with contextlib.nullcontext() if signals else own.installed():
-        async with open_subscription(settings.requests) as subscription, open_topic(settings.responses) as topic:
-            # Asked before the model is loaded: a queue that cannot be read should cost no minutes.
-            backlog = await call_until("backlog", subscription.backlog, limit=START_SECONDS)
+        async with contextlib.AsyncExitStack() as stack:
+            brokers = await _opened(settings, stack, own.stop)
+            if brokers is None:
+                log.info("worker_stopped")
+                return
+            subscription, topic, backlog = brokers
             log.info("worker_starting", engine=settings.engine_name, model=settings.model, waiting=backlog.waiting)
             engine = engine or create_engine(settings)
             try:
@@ -86,6 +94,48 @@ async def serve(settings: Settings, signals: StopSignals | None = None, engine: 
             finally:
                 await engine.stop()
     log.info("worker_stopped", **_figures(engine.stats))
+
+
+async def _opened(
+    settings: Settings, stack: contextlib.AsyncExitStack, stop: asyncio.Event
+) -> tuple[Subscription, Topic, Backlog] | None:
+    """Open both brokers before the model is loaded: what is wrong with them should cost no minutes.
+
+    One that is away or busy is waited for. None when the worker was stopped meanwhile.
+
+    Raises:
+        AdapterError: a broker refuses, or was still away after `START_SECONDS`.
+    """
+    clock = asyncio.get_running_loop().time
+    end = clock() + START_SECONDS
+
+    async def patiently(what: str, call: Callable[[], Awaitable[Opened]]) -> Opened:
+        return await call_until(what, call, limit=max(0.0, end - clock()))
+
+    # In this task, and not in one that could be cancelled: what an adapter opens may have to be closed by its opener.
+    try:
+        async with asyncio.timeout_at(end + GRACE_OF_START) as timer:
+            stopped = asyncio.create_task(_end_on(stop, timer))
+            try:
+                subscription = await patiently(
+                    "open requests", lambda: stack.enter_async_context(open_subscription(settings.requests))
+                )
+                topic = await patiently(
+                    "open responses", lambda: stack.enter_async_context(open_topic(settings.responses))
+                )
+                # Opening need not have read anything: this does.
+                return subscription, topic, await patiently("backlog", subscription.backlog)
+            finally:
+                stopped.cancel()
+    except TimeoutError as exc:
+        if stop.is_set():
+            return None
+        raise Transient(f"{settings.requests} or {settings.responses} did not answer in {START_SECONDS:g} s") from exc
+
+
+async def _end_on(stop: asyncio.Event, timer: asyncio.Timeout) -> None:
+    await stop.wait()
+    timer.reschedule(0.0)
 
 
 async def _started(engine: Engine, signals: StopSignals) -> bool:
@@ -117,7 +167,7 @@ async def _work(
             max_request_bytes=settings.max_request_bytes,
             invocation_timeout=settings.invocation_timeout_seconds,
         ),
-        Replier(topic),
+        Replier(topic, subscription.name),
         Slots(engine),
         policy=RetryPolicy(
             max_attempts=settings.max_attempts,

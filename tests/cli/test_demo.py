@@ -69,7 +69,7 @@ def test_a_worker_that_dies_is_reported_with_its_log(tmp_path: Path) -> None:
 
 
 def test_all_requests_but_one_are_good() -> None:
-    requests = demo_requests()
+    requests = demo_requests("r")
     for request in requests:
         parse_request(json.dumps(request).encode())
         body = json.loads(json.dumps(request["body"]))
@@ -82,7 +82,7 @@ def test_all_requests_but_one_are_good() -> None:
 
 
 def test_the_table_and_the_summary() -> None:
-    requests = demo_requests()[:3]
+    requests = demo_requests("r")[:3]
     rows = [
         Row(requests[0], {"status_code": 200, "body": {"choices": [{"text": "one\n[two]"}], "usage": None}}, 0.25),
         Row(requests[1], {"status_code": 500, "body": {"error": {"message": "no [bold]"}}}, 0.5),

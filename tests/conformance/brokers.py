@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import aws_resources
 import pubsub_resources
 
 from rejoinder.adapters import memory
@@ -52,6 +53,10 @@ class Broker:
     """Whether settling what another delivery has taken, or what is gone, is `LeaseLost`."""
     tells_backlog: bool = True
     """Whether `backlog` is exact and at once."""
+    dead_count_afresh: bool = True
+    """Whether the deliveries from a dead-letter queue are counted from 1 again."""
+    filler: bytes = b"\0"
+    """What the largest body is made of."""
     across_processes: bool = True
     service: str | None = None
     """The fixture that has its service running."""
@@ -87,6 +92,40 @@ async def _pubsub(_directory: Path, lease: float, max_attempts: int | None, **se
     )
 
 
+async def _sqs(_directory: Path, lease: float, max_attempts: int | None, *, fifo: bool = False) -> Queue:
+    queue, dead = await aws_resources.make_queue(fifo=fifo, max_attempts=max_attempts)
+    return _sqs_queue(queue, dead, lease, f"awssqs:///{aws_resources.name_of(queue)}")
+
+
+async def _sns(_directory: Path, lease: float, max_attempts: int | None) -> Queue:
+    queue, dead = await aws_resources.make_queue(max_attempts=max_attempts)
+    return _sqs_queue(queue, dead, lease, f"awssns:///{await aws_resources.make_topic(queue)}")
+
+
+def _sqs_queue(queue: str, dead: str | None, lease: float, topic: str) -> Queue:
+    *_, region, account, name = queue.split(":")
+    return Queue(
+        f"awssqs:///{name}?lease={lease:g}",
+        topic,
+        dead and f"awssqs:///{aws_resources.name_of(dead)}",
+        f"awssqs://sqs.{region}.amazonaws.com/{account}/{name}",
+    )
+
+
+# LocalStack takes stale receipts for good ones, and deletes by them; SQS's standard queues may, too. Counts are
+# approximate. A body that is no text takes a third more than its size.
+sqs = partial(
+    Broker,
+    short_lease=1,
+    patience=60,
+    keeps_order=False,
+    tells_lost=False,
+    tells_backlog=False,
+    dead_count_afresh=False,
+    filler=b"x",
+    service="aws",
+)
+
 # The emulator also takes a lease of a second; the service's shortest is ten.
 pubsub = partial(
     Broker,
@@ -104,6 +143,9 @@ pubsub = partial(
 BROKERS = (
     Broker("memory", _memory, short_lease=0.2, patience=20, across_processes=False),
     Broker("sqlite", _sqlite, short_lease=0.2, patience=20),
+    sqs("sqs", _sqs, orders_keys=False),
+    sqs("sqs-fifo", partial(_sqs, fifo=True)),
+    sqs("sns", _sns, orders_keys=False),
     pubsub("pubsub", _pubsub, orders_keys=False),
     # The emulator fails every pull of an ordered subscription that has a message to bury.
     pubsub("pubsub-ordered", partial(_pubsub, enable_message_ordering=True), buries=False),

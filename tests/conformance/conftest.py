@@ -32,6 +32,8 @@ def _start(request) -> None:
 def _silent(caplog):
     """Adapters never log, at any level. What their SDKs say for debugging is theirs."""
     caplog.set_level(0)
+    for vendor in ("aiobotocore", "botocore"):
+        caplog.set_level("WARNING", logger=vendor)
     yield
     assert not [
         record

@@ -69,7 +69,11 @@ async def test_another_process_is_heard_while_waiting(shared):
     receiving = asyncio.create_task(subscription.receive(1, 60))
     async with peer("publish", queue.topic) as publisher:
         event = await line(publisher)
-        assert [message.id for message in await receiving] == event["ids"][:1]
+        (message,) = await receiving
+        if shared.broker.keeps_order:
+            assert message.id == event["ids"][0]
+        while message.id not in event["ids"]:
+            event = await line(publisher)
 
 
 async def test_a_killed_holder_loses_its_lease_and_not_the_message(shared):

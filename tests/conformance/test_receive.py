@@ -174,7 +174,7 @@ async def test_after_max_attempts_a_message_moves_to_the_dead_letter_queue(bench
     corpses: list[Message] = []
     await bench.until(moved)
     assert (corpses[0].body, corpses[0].attributes["a"]) == (b"poison", "b")
-    assert corpses[0].attempt == bench.attempt(1)
+    assert corpses[0].attempt == bench.attempt(1 if bench.broker.dead_count_afresh else most + 1)
 
 
 async def test_a_nack_of_the_last_attempt_moves_it_too(bench):

@@ -5,6 +5,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from engine_harness import build_tiny, forget_vllm, started
+from static_harness import ROWS
+from vllm_harness import started_vllm
+
+from rejoinder.worker.engines.transformers.static import StaticBatch
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +20,20 @@ def tiny(tmp_path_factory):
 async def engine(tiny):
     """The engine in this process with the tiny model, for a module's tests."""
     engine = await started(tiny)
+    yield engine
+    await engine.stop()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory, tiny):
+    others = {family: build_tiny(tmp_path_factory.mktemp(family), family=family) for family in ("t5", "mamba")}
+    return {"llama": tiny, **others}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["llama", "t5", "mamba"])
+async def static(request, models):
+    engine = await started(models[request.param], batching="static" if request.param == "llama" else "auto", **ROWS)
+    assert isinstance(engine._batch, StaticBatch)
     yield engine
     await engine.stop()
 
@@ -32,6 +50,13 @@ def fake():
 
         yield vllm
     forget_vllm()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def vllm_engine(fake, tiny):
+    engine = await started_vllm(tiny)
+    yield engine
+    await engine.stop()
 
 
 @pytest.fixture(scope="session")

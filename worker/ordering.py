@@ -1,0 +1,84 @@
+"""Messages of one ordering key: run one after the other, in the order in which they were received."""
+
+import asyncio
+from collections import deque
+
+from rejoinder.worker.held import Held
+
+
+class Turns:
+    """Whose turn it is. One queue for each ordering key of which anything is held.
+
+    A message has its turn when all of its key that were received before it are settled for good. When one is let go
+    instead, those behind it are to be let go with it: whoever receives them next gets them in their order again.
+
+    Args:
+        keeps_order: Whether the broker does; if not, every message has its turn at once.
+    """
+
+    def __init__(self, keeps_order: bool) -> None:
+        self._keeps_order = keeps_order
+        self._queues: dict[str, deque[Held]] = {}
+        self._held = 0
+
+    @property
+    def blocked(self) -> int:
+        """How many wait for their turn."""
+        return self._held - len(self._queues)
+
+    def enter(self, held: Held) -> None:
+        """Queue a message that was just received. Called in the order of receipt."""
+        key = held.message.ordering_key
+        if key is None or not self._keeps_order:
+            return
+        queue = self._queues.setdefault(key, deque())
+        if queue:
+            held.turn = asyncio.get_running_loop().create_future()
+        queue.append(held)
+        self._held += 1
+
+    def ahead(self, held: Held) -> Held | None:
+        """The one of its key that has its turn, if that is another."""
+        queue = self._queue(held)
+        return queue[0] if queue and queue[0] is not held else None
+
+    def passed(self, held: Held) -> None:
+        """It is settled for good: the next one's turn has come."""
+        queue = self._queue(held)
+        if queue and queue[0] is held:
+            queue.popleft()
+            self._left(held, queue)
+
+    def free(self, held: Held) -> list[Held]:
+        """It is to be let go: take out all behind it, which must go too. Returns these, in order.
+
+        It keeps its place itself, so that what is received meanwhile waits behind it, until `cut`.
+        """
+        queue = self._queue(held)
+        if queue is None or held not in queue:
+            return []
+        behind: list[Held] = []
+        while queue[-1] is not held:
+            behind.append(queue.pop())
+        self._held -= len(behind)
+        return behind[::-1]
+
+    def cut(self, held: Held) -> list[Held]:
+        """It is gone without being settled: take it out, and all behind it. Returns these, in order."""
+        behind = self.free(held)
+        queue = self._queue(held)
+        if queue and queue[-1] is held:
+            queue.pop()
+            self._left(held, queue)
+        return behind
+
+    def _queue(self, held: Held) -> deque[Held] | None:
+        return None if held.message.ordering_key is None else self._queues.get(held.message.ordering_key)
+
+    def _left(self, held: Held, queue: deque[Held]) -> None:
+        """One was taken out of a queue: its first one has its turn."""
+        self._held -= 1
+        if not queue:
+            del self._queues[str(held.message.ordering_key)]
+        elif (turn := queue[0].turn) is not None and not turn.done():
+            turn.set_result(None)
