@@ -27,11 +27,10 @@ LetGo = Callable[[Sequence[Message]], Awaitable[None]]
 
 
 class Pull:
-    """One pull: a task that ends with its messages."""
+    """One pull: a task that ends with its messages, or what is left of them."""
 
-    def __init__(self, task: asyncio.Task[list[Message]], limit: int) -> None:
+    def __init__(self, task: asyncio.Future[list[Message]]) -> None:
         self.task = task
-        self.limit = limit
         self.started = asyncio.get_running_loop().time()
         self.wanted = True
         """Whether what it brings may wait for the next `receive`; else it is let go as soon as it is there."""
@@ -58,7 +57,7 @@ class Pulls:
         deadline = loop.time() + wait
         immediately = wait <= 0
         while True:
-            pull = self._taken_over(limit, immediately) or self._start(limit, immediately)
+            pull = self._taken_over(immediately) or self._start(limit, immediately)
             left = IMMEDIATE_SECONDS * 2 if immediately else max(deadline - loop.time(), 0)
             try:
                 await asyncio.wait({pull.task}, timeout=left)
@@ -70,20 +69,30 @@ class Pulls:
                 return []
             self._open.discard(pull)
             messages = pull.task.result()
+            if len(messages) > limit:
+                self._keep(messages[limit:])
             if messages or loop.time() >= deadline:
-                return messages
+                return messages[:limit]
 
     def _start(self, limit: int, immediately: bool) -> Pull:
         seconds = IMMEDIATE_SECONDS if immediately else POLL_SECONDS
-        pull = Pull(asyncio.ensure_future(self._pull(limit, seconds, immediately)), limit)
+        pull = Pull(asyncio.ensure_future(self._pull(limit, seconds, immediately)))
         pull.task.add_done_callback(lambda _: self._done(pull))
         self._open.add(pull)
         return pull
 
-    def _taken_over(self, limit: int, immediately: bool) -> Pull | None:
-        """Find a pull that brings no more than `limit`, and for a `receive` that does not wait, has it."""
-        for pull in self._parked:
-            if pull.limit <= limit and (pull.task.done() or not immediately):
+    def _keep(self, messages: list[Message]) -> None:
+        """Keep for the next `receive` what this one did not ask for: the pull was begun by one that asked for more."""
+        rest = Pull(asyncio.get_running_loop().create_future())
+        rest.task.set_result(messages)
+        self._open.add(rest)
+        self._park(rest, wanted=True)
+        self._done(rest)
+
+    def _taken_over(self, immediately: bool) -> Pull | None:
+        """Find a pull that nobody waits for, rather one that has ended; a `receive` without a wait takes only such."""
+        for pull in sorted(self._parked, key=lambda one: not one.task.done()):
+            if pull.task.done() or not immediately:
                 self._parked.remove(pull)
                 if pull.timer:
                     pull.timer.cancel()

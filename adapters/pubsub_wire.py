@@ -40,8 +40,8 @@ OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     # Channels to one address otherwise share one connection, and a large pull would hold up the heartbeats.
     ("grpc.use_local_subchannel_pool", 1),
-    # A connection that has gone silent is noticed after this and `keepalive_time_ms`. Pings have a timeout of their own,
-    # of a minute, without which the first one does nothing.
+    # A connection that has gone silent is noticed after this and `keepalive_time_ms`. A ping's own timeout is a minute
+    # by default, and nothing is noticed before it.
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),

@@ -23,6 +23,8 @@ BATCH: Final = 10
 POLL_SECONDS: Final = 5
 """How long one call waits for messages. A call under way cannot be recalled: what it brings after a cancellation costs
 its messages an attempt, and closing waits for it. Twenty are possible and would save three cheap calls in four."""
+PAUSE_SECONDS: Final = 0.25
+"""After an empty answer that came before its time, as where too many messages are in flight: no storm of calls."""
 CLOSING_SECONDS: Final = POLL_SECONDS + 5.0
 MAX_LEASE: Final = 43_200
 """12 h: the longest visibility timeout, and the longest that a message can be held from its receipt."""
@@ -80,7 +82,8 @@ class SQSSubscription:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait
         while True:
-            seconds = max(0, math.ceil(min(deadline - loop.time(), POLL_SECONDS)))
+            asked = loop.time()
+            seconds = max(0, math.ceil(min(deadline - asked, POLL_SECONDS)))
             # SQS leases messages to a call whether or not anybody still waits for its answer, so the call is not
             # cancelled: it goes on by itself, and what it brings is let go.
             poll = asyncio.create_task(self._poll(min(limit, BATCH), seconds))
@@ -93,8 +96,11 @@ class SQSSubscription:
                 self._abandoned.add(letting_go)
                 letting_go.add_done_callback(self._abandoned.discard)
                 raise
-            if messages or loop.time() >= deadline:
+            now = loop.time()
+            if messages or now >= deadline:
                 return messages
+            if now - asked < seconds / 2:
+                await asyncio.sleep(min(PAUSE_SECONDS, deadline - now))
 
     async def _poll(self, limit: int, seconds: int) -> list[Message]:
         at = asyncio.get_running_loop().time()
@@ -118,7 +124,10 @@ class SQSSubscription:
             await self.set_lease(await poll, 0)
 
     async def ack(self, messages: Sequence[Message]) -> list[Outcome]:
-        """See `rejoinder.adapters.driver.Subscription.ack`. A standard queue may not tell that a lease is lost."""
+        """See `rejoinder.adapters.driver.Subscription.ack`.
+
+        A standard queue may not tell that a lease is lost. A FIFO queue takes no ack after the lease has ended.
+        """
         outcomes: list[Outcome] = [None] * len(messages)
         items: list[Item] = [(place, _receipt(message).handle, {}) for place, message in enumerate(messages)]
         await self._settle(messages, items, "sqs:DeleteMessage", "delete_message_batch", outcomes)

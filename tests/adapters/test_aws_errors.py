@@ -133,8 +133,8 @@ async def test_a_topic_that_cannot_be_opened(stand_in, args, kind):
 
 
 async def test_a_topic_with_a_larger_limit(stand_in):
-    entry = [{"key": "MaximumMessageSize", "value": 1048576}]
-    stand_in.on["GetTopicAttributes"] = lambda _: {"Attributes": [{"entry": one} for one in entry][0]}
+    entry = {"key": "MaximumMessageSize", "value": 1048576}
+    stand_in.on["GetTopicAttributes"] = lambda _: {"Attributes": {"entry": entry}}
     async with open_topic(SNS) as topic:
         assert topic.max_body == 1048576
 
@@ -267,6 +267,14 @@ async def test_what_a_receive_asks_for(stand_in, monkeypatch):
     first, second = stand_in.called("ReceiveMessage")
     assert first == second
     assert (first["MaxNumberOfMessages"], first["WaitTimeSeconds"], first["VisibilityTimeout"]) == (10, 2, 9)
+
+
+async def test_an_empty_answer_before_its_time_makes_no_storm(stand_in):
+    """As SQS's answers are where as many messages are in flight as may be."""
+    stand_in.on["ReceiveMessage"] = lambda _: {}
+    async with open_subscription(QUEUE) as subscription:
+        assert await subscription.receive(1, 1) == []
+    assert 1 < len(stand_in.called("ReceiveMessage")) <= 10
 
 
 async def test_a_redrive_policy_and_a_dead_letter_queue_that_may_not_be_counted(stand_in):

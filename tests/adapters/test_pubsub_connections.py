@@ -76,11 +76,11 @@ async def test_nothing_is_left_behind(gcp, monkeypatch):
     subscription_name, topic_name, _ = await pubsub_resources.make(lease=1)
     urls = f"gcppubsub://{subscription_name}", f"gcppubsub://{topic_name}"
     process = psutil.Process()
-    for _ in range(3):  # what gRPC sets up once for the process is there by then
+    for _ in range(2):  # what gRPC sets up once for the process is there by then
         await use(*urls)
     gc.collect()
     tasks, files, threads = asyncio.all_tasks(), process.num_fds(), process.num_threads()
-    for _ in range(10):
+    for _ in range(6):
         await use(*urls)
     gc.collect()
     await until(lambda: process.num_fds() <= files)

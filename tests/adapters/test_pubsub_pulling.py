@@ -60,13 +60,26 @@ async def test_a_pull_that_nobody_takes_over_ends(google, monkeypatch):
         await until(lambda: google.pulling == 0)
 
 
-async def test_a_smaller_receive_does_not_take_over_a_larger_pull(google):
+async def test_a_smaller_receive_takes_over_a_larger_pull_in_parts(google):
     async with open_subscription(URL) as subscription:
         assert await subscription.receive(10, 0.05) == []
-        assert await subscription.receive(9, 0.05) == []
-        assert [request.max_messages for request in google.requests("Pull")] == [10, 9]
-        assert await subscription.receive(9, 0.05) == []
-        assert len(google.requests("Pull")) == 2
+        for body in (b"1", b"2", b"3", b"4"):
+            google.waiting.put_nowait(body)
+        got = [[message.body for message in await subscription.receive(limit, 5)] for limit in (1, 2, 10)]
+        assert got == [[b"1"], [b"2", b"3"], [b"4"]]
+        assert google.deliveries == 4
+        assert not google.requests("ModifyAckDeadline")
+
+
+async def test_a_part_that_nobody_asks_for_is_let_go(google):
+    async with open_subscription(URL) as subscription:
+        assert await subscription.receive(10, 0.05) == []
+        for body in (b"1", b"2", b"3"):
+            google.waiting.put_nowait(body)
+        (message,) = await subscription.receive(1, 5)
+        assert message.body == b"1"
+    assert list(google.held) == [message.lease]
+    assert google.waiting.qsize() == 2
 
 
 async def slow(google, subscription):

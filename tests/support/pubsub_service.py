@@ -136,8 +136,8 @@ def _handler(service: Service, name: str, request_type) -> grpc.RpcMethodHandler
 
 
 @contextlib.asynccontextmanager
-async def serving(service: Service) -> AsyncIterator[str]:
-    """Serve on a free port; gives host:port."""
+async def serving(service: Service, credentials: grpc.ServerCredentials | None = None) -> AsyncIterator[str]:
+    """Serve on a free port, with TLS where there are `credentials`; gives host:port."""
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", -1),
@@ -150,7 +150,8 @@ async def serving(service: Service) -> AsyncIterator[str]:
     for name, methods in METHODS.items():
         handlers = {method: _handler(service, method, request) for method, request in methods.items()}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    free = "127.0.0.1:0"
+    port = server.add_secure_port(free, credentials) if credentials else server.add_insecure_port(free)
     service.address = f"127.0.0.1:{port}"
     await server.start()
     try:
