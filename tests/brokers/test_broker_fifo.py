@@ -39,5 +39,5 @@ async def test_answers_come_in_the_order_of_their_group(pair: Pair, tmp_path: Pa
     for message in got:
         order[message.ordering_key].append(number(message))
     assert order == {f"group-{group}": [*range(group, count, GROUPS)] for group in range(GROUPS)}
-    assert len(second.events("request_retried")) >= count // 4
+    assert second.events("request_retried")
     assert not await queues.left_over()

@@ -1,30 +1,20 @@
 """A worker that reaches its broker through a proxy, and what can go wrong there."""
 
+import contextlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
+from broker_pairs import Pair
 from proxy import Proxy
 
 
-@dataclass(frozen=True)
-class Proxied:
-    """A proxy before an emulator, and the environment in which a process goes through it."""
-
-    proxy: Proxy
-    env: dict[str, str]
-
-    @classmethod
-    def before(cls, proxy: Proxy, fixture: str) -> "Proxied":
-        """The proxy stands before the emulator of the fixture `aws` or `gcp`."""
-        if fixture == "aws":
-            return cls(proxy, {"AWS_ENDPOINT_URL": proxy.url})
-        return cls(proxy, {"PUBSUB_EMULATOR_HOST": proxy.address})
-
-
-def upstream(fixture: str) -> str:
-    """Where the emulator of the fixture `aws` or `gcp` is."""
-    return os.environ["AWS_ENDPOINT_URL" if fixture == "aws" else "PUBSUB_EMULATOR_HOST"]
+@contextlib.contextmanager
+def proxied(pair: Pair) -> Iterator[tuple[Proxy, dict[str, str]]]:
+    """A proxy before the pair's one emulator, and the environment in which a process goes through it."""
+    (fixture,) = pair.fixtures
+    variable = {"aws": "AWS_ENDPOINT_URL", "gcp": "PUBSUB_EMULATOR_HOST"}[fixture]
+    with Proxy(os.environ[variable]) as proxy:
+        yield proxy, {variable: proxy.url if fixture == "aws" else proxy.address}
 
 
 def _slow_and_garbled(proxy: Proxy) -> None:
