@@ -123,6 +123,7 @@ class LeaseKeeper:
                 lease.on_lost()
         leases = [lease for lease in leases if lease.renew_until >= asked]
         outcomes = await self._set(leases) if leases else []
+        failed: list[AdapterError] = []
         for lease, outcome in zip(leases, outcomes, strict=True):
             if lease not in self._due and lease not in self._failed:
                 continue  # released while the call was under way
@@ -135,8 +136,10 @@ class LeaseKeeper:
             elif isinstance(outcome, Denied | NotFound):
                 raise outcome  # for good: without renewals every lease would be lost
             else:
-                log.warning("lease_renewal_failed", message_id=lease.message.id, error=str(outcome))
+                failed.append(outcome)
                 self._failed[lease] = asyncio.get_running_loop().time() + RETRY_SECONDS
+        if failed:  # one line for all: while the broker is away this comes again and again, with hundreds of messages
+            log.warning("lease_renewal_failed", messages=len(failed), error=str(failed[0]))
 
     async def _set(self, leases: Sequence[Lease]) -> Sequence[AdapterError | None]:
         try:
