@@ -54,7 +54,7 @@ class Connections(Generic[ClientT]):
         Args:
             permission: the IAM action that it needs, for the error's text.
             resource: the ARN or URL that it is made on, for the error's text.
-            call: makes it.
+            call: makes it, and reads its answer: one that lacks what it must have is `Transient` too.
             seconds: that the service is asked to take (a long poll's wait).
 
         Raises:

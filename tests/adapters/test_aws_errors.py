@@ -78,8 +78,9 @@ async def test_codes_of_both_protocols(stand_in, code, status, kind):
             line = str(outcomes[0])
             assert f"{action} on {one.name}: {code}: as the service says it" in line
             assert "\n" not in line
-    # Never retried here.
-    assert (len(stand_in.called("SendMessageBatch")), len(stand_in.called("PublishBatch"))) == (1, 1)
+    # Never retried here: what is too large together is sent apart, once.
+    calls = 3 if kind is TooLarge else 1
+    assert (len(stand_in.called("SendMessageBatch")), len(stand_in.called("PublishBatch"))) == (calls, calls)
 
 
 @pytest.mark.parametrize(
@@ -376,6 +377,51 @@ async def test_a_garbled_success_is_no_success(stand_in, body):
             assert isinstance(outcome, Transient)
 
 
+GARBLED = {
+    "GetQueueUrl": [{}],
+    "GetQueueAttributes": [{"Attributes": {}}, {"Attributes": ATTRIBUTES | {"RedrivePolicy": "{"}}],
+    "GetTopicAttributes": [{"Attributes": {"entry": {"key": "MaximumMessageSize", "value": "many"}}}],
+    "ReceiveMessage": [{"Messages": [one]} for one in ({}, {"ReceiptHandle": "r", "Body": "x"})],
+    "DeleteMessageBatch": [{"Successful": [{}]}, {"Failed": [{"Code": "x"}]}, {"Failed": [{"Id": "7", "Code": "x"}]}],
+    "SendMessageBatch": [{"Successful": [{"Id": "0"}]}, {"Successful": [{"MessageId": "m"}]}, {"Failed": [{}]}],
+}
+
+
+@pytest.mark.parametrize(("operation", "answer"), [(name, one) for name, some in GARBLED.items() for one in some])
+async def test_an_answer_that_lacks_something_is_transient(stand_in, operation, answer):
+    """As one whose bytes were changed on the way: the worker waits, and does not end over a KeyError."""
+    stand_in.on["ReceiveMessage"] = lambda _: received(1)
+    stand_in.on[operation] = lambda _: answer
+    if operation.startswith("Get"):
+        with pytest.raises(Transient, match=f":{operation} on"):
+            async with open_topic(SNS if "Topic" in operation else QUEUE):
+                pass
+        return
+    async with open_subscription(QUEUE) as subscription, open_topic(QUEUE) as topic:
+        if operation == "ReceiveMessage":
+            with pytest.raises(Transient, match="sqs:ReceiveMessage on"):
+                await subscription.receive(1, 0)
+        else:
+            messages = await subscription.receive(1, 0)
+            outcomes = await (topic.publish([Outgoing(b"x")]) if "Send" in operation else subscription.ack(messages))
+            assert [type(outcome) for outcome in outcomes] == [Transient]
+
+
+async def test_closing_does_not_wait_for_ever_for_a_poll_that_hangs(stand_in, monkeypatch):
+    monkeypatch.setattr(sqs_subscription, "CLOSING_SECONDS", 0.1)
+    stand_in.on["ReceiveMessage"] = hang
+    async with asyncio.timeout(10):
+        async with open_subscription(QUEUE) as subscription:
+            receives = [asyncio.create_task(subscription.receive(1, 20)) for _ in range(40)]  # some wait for a slot
+            while not stand_in.called("ReceiveMessage"):
+                await asyncio.sleep(0.001)
+            for task in receives:
+                task.cancel()
+            await asyncio.wait(receives)
+        ours = [task for task in asyncio.all_tasks() if "SQSSubscription" in repr(task.get_coro())]
+    assert not ours
+
+
 @pytest.mark.usefixtures("_impatient")
 async def test_hung_calls_of_one_kind_leave_the_others_alone(stand_in):
     release = asyncio.Event()
@@ -448,6 +494,34 @@ async def test_batches_hold_at_most_ten_entries_and_one_mebibyte(stand_in):
     assert max(map(len, sizes)) == 10
     assert max(map(sum, sizes)) <= 1_048_576
     assert len(sizes) <= 7
+
+
+@pytest.mark.parametrize("name", ["q", "q.fifo"])
+async def test_messages_that_are_too_large_together_go_apart(stand_in, name):
+    """A service whose batches hold less than ours think: an answer that fits is not to be refused for its company."""
+    fifo = {"FifoQueue": "true"} if name == "q.fifo" else {}
+    stand_in.on["GetQueueAttributes"] = lambda _: {"Attributes": ATTRIBUTES | fifo}
+    sent = []
+
+    def handler(fields):
+        if sum(len(entry["MessageBody"]) for entry in fields["Entries"]) > 2_500:
+            raise Refusal("AWS.SimpleQueueService.BatchRequestTooLong")
+        sent.extend(entry["MessageBody"][:1] for entry in fields["Entries"])
+        return {"Successful": [{"Id": one["Id"], "MessageId": one["MessageBody"][:1]} for one in fields["Entries"]]}
+
+    stand_in.on["SendMessageBatch"] = handler
+    async with open_topic(f"awssqs:///{name}") as topic:
+        batch = [
+            Outgoing(letter.encode() * (3_000 if letter == "E" else 1_000), ordering_key="g") for letter in "abcdEf"
+        ]
+        outcomes = await topic.publish(batch)
+        assert outcomes[:4] == ["a", "b", "c", "d"]
+        assert isinstance(outcomes[4], TooLarge)
+        if fifo:  # it was refused, and what follows it in its group waits for what becomes of it
+            assert isinstance(outcomes[5], Transient)
+            assert sent == list("abcd")
+        else:
+            assert outcomes[5] == "f"
 
 
 async def test_attributes_count_as_size(stand_in):
