@@ -10,6 +10,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
+from botocore.credentials import RefreshableCredentials
 from botocore.loaders import create_loader
 
 from rejoinder.adapters.aws_errors import from_exception
@@ -40,8 +41,9 @@ class Traffic:
 class Connections(Generic[ClientT]):
     """A client with connections of its own, so that no other kind of call can take them all."""
 
-    def __init__(self, client: ClientT, traffic: Traffic) -> None:
+    def __init__(self, client: ClientT, traffic: Traffic, *, renewed: bool) -> None:
         self._client = client
+        self._renewed = renewed
         # Waiting for a connection inside the SDK has no timeout and would count as the call's own time.
         self._slots = asyncio.Semaphore(traffic.calls)
         self._seconds = CONNECT_SECONDS + traffic.answer_seconds + SPARE_SECONDS
@@ -66,7 +68,7 @@ class Connections(Generic[ClientT]):
                     return await call(self._client)
             except Exception as exc:
                 # Whatever the SDK raises, also over an answer that was garbled on its way, is the broker's failure.
-                raise from_exception(exc, permission, resource) from exc
+                raise from_exception(exc, permission, resource, renewed=self._renewed) from exc
 
 
 @cache
@@ -110,12 +112,13 @@ class Vendor:
         client = self._session.create_client(service, region_name=self.region, config=config)
         try:
             made = await self._stack.enter_async_context(client)
+            credentials = await self._session.get_credentials()
         except ValueError as exc:
             raise BadURL(f"the endpoint of {service} is not usable (AWS_ENDPOINT_URL or the profile's): {exc}") from exc
         except Exception as exc:
             raise from_exception(exc, "connecting", f"{service} in {self.region}") from exc
         made.meta.events.register("before-send", _in_pieces)
-        return Connections(made, traffic)
+        return Connections(made, traffic, renewed=isinstance(credentials, RefreshableCredentials))
 
 
 def _in_pieces(request: Any, **_: Any) -> None:

@@ -48,6 +48,8 @@ CODES = [
     ("KMSAccessDenied", 400, Denied),
     ("KMSDisabled", 400, Denied),
     ("SomethingNew", 403, Denied),
+    ("RequestTimeTooSkewed", 403, Transient),
+    ("RequestExpired", 400, Transient),
     ("AWS.SimpleQueueService.NonExistentQueue", 400, NotFound),
     ("QueueDoesNotExist", 400, NotFound),
     ("InvalidAddress", 400, NotFound),
