@@ -80,8 +80,9 @@ def _loader(data_path: str | None) -> Any:
 class Vendor:
     """One vendor session: its chains of region and credentials, and the clients made of it."""
 
-    def __init__(self, url: str, region: str | None, stack: AsyncExitStack) -> None:
+    def __init__(self, url: str, region: str | None, stack: AsyncExitStack, *, fips: bool = False) -> None:
         self._stack = stack
+        self._fips = fips or None  # None: as the AWS configuration says
         self._session: Any = AioSession()  # typed by the name of each service there is, which is not known here
         try:
             found = region or self._session.get_config_variable("region")
@@ -107,6 +108,7 @@ class Vendor:
             retries={"total_max_attempts": 1, "mode": "standard"},
             parameter_validation=False,  # they are all made by this package; checking them would slow each call
             tcp_keepalive=True,
+            use_fips_endpoint=self._fips,
             warm_up_loader_caches=True,  # in a thread: reading the service's model takes 0.2 s
         )
         client = self._session.create_client(service, region_name=self.region, config=config)

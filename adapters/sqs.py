@@ -62,6 +62,7 @@ class Place:
     name: str
     region: str | None
     lease: int | None
+    fips: bool = False
 
     @classmethod
     def parse(cls, url: str) -> "Place":
@@ -84,7 +85,7 @@ class Place:
             )
         if region not in {None, host["region"]}:
             raise BadURL(f"parameter 'region' is {region!r}, but the host says {host['region']!r}, in {url!r}")
-        return cls(url, f"https://{parts.netloc}/{account[0]}/{name}", name, host["region"], lease)
+        return cls(url, f"https://{parts.netloc}/{account[0]}/{name}", name, host["region"], lease, "-fips." in host[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,7 @@ async def open_subscription(url: str) -> AsyncIterator[SQSSubscription]:
     """Open the receiving end of the queue that `url` names. Raises BadURL, NotFound, Denied, Transient."""
     place = Place.parse(url)
     async with AsyncExitStack() as stack:
-        vendor = Vendor(url, place.region, stack)
+        vendor = Vendor(url, place.region, stack, fips=place.fips)
         settling = await vendor.connect("sqs", SETTLING)
         queue = await Queue.read(place, vendor, settling)
         lease = place.lease or queue.visibility_timeout
@@ -188,6 +189,6 @@ async def open_topic(url: str) -> AsyncIterator[SQSTopic]:
     """Open the sending end of the queue that `url` names. Raises as `open_subscription` does."""
     place = Place.parse(url)
     async with AsyncExitStack() as stack:
-        vendor = Vendor(url, place.region, stack)
+        vendor = Vendor(url, place.region, stack, fips=place.fips)
         sending = await vendor.connect("sqs", SENDING)
         yield SQSTopic(await Queue.read(place, vendor, sending), sending)
