@@ -109,3 +109,29 @@ def bare_environment(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+def received(count, attributes=None):
+    return {
+        "Messages": [
+            {"MessageId": f"m{number}", "ReceiptHandle": f"r{number}", "Body": "x", "Attributes": attributes or {}}
+            for number in range(count)
+        ]
+    }
+
+
+def failing(answers):
+    """An answer of a batch whose entries fail as `answers` says by their receipt handle: (code, sender's fault)."""
+
+    def handler(fields):
+        failed, successful = [], []
+        for entry in fields["Entries"]:
+            code = answers.get(entry["ReceiptHandle"])
+            if code is None:
+                successful.append({"Id": entry["Id"]})
+            elif code != "untold":
+                text = "Value r for parameter ReceiptHandle is invalid. Reason: because."
+                failed.append({"Id": entry["Id"], "Code": code[0], "SenderFault": code[1], "Message": text})
+        return {"Successful": successful, "Failed": failed}
+
+    return handler
