@@ -38,6 +38,9 @@ OPTIONS = (
     # A receive may bring a hundred messages of 10 MB.
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
+    # An exactly-once subscription names every ack id that failed in the trailers, of which gRPC takes 16 KB by default:
+    # an answer that names more would be an error that names none.
+    ("grpc.max_metadata_size", 4 * 1024 * 1024),
     # Channels to one address otherwise share one connection, and a large pull would hold up the heartbeats.
     ("grpc.use_local_subchannel_pool", 1),
     # A connection that has gone silent is noticed after this and `keepalive_time_ms`. A ping's own timeout is a minute
