@@ -72,6 +72,11 @@ class LeaseKeeper:
 
     def release(self, lease: Lease) -> None:
         """Renew it no more. The broker is not told."""
+        self._drop(lease)
+        # What it calls knows the lease: a circle, which would keep every message until the collector comes by.
+        lease.on_lost = _nobody
+
+    def _drop(self, lease: Lease) -> None:
         self._due.pop(lease, None)
         self._failed.pop(lease, None)
 
@@ -119,14 +124,15 @@ class LeaseKeeper:
         for lease in leases:
             if lease.renew_until < asked:
                 log.error("lease_held_too_long", message_id=lease.message.id)
-                self.release(lease)
+                self._drop(lease)
                 lease.on_lost()
         leases = [lease for lease in leases if lease.renew_until >= asked]
         outcomes = await self._set(leases) if leases else []
+        failed: list[AdapterError] = []
         for lease, outcome in zip(leases, outcomes, strict=True):
             if lease not in self._due and lease not in self._failed:
                 continue  # released while the call was under way
-            self.release(lease)
+            self._drop(lease)
             if outcome is None:
                 lease.ends = min(asked + self._seconds, lease.held_until)
                 self._due[lease] = asked + self._period
@@ -135,8 +141,10 @@ class LeaseKeeper:
             elif isinstance(outcome, Denied | NotFound):
                 raise outcome  # for good: without renewals every lease would be lost
             else:
-                log.warning("lease_renewal_failed", message_id=lease.message.id, error=str(outcome))
+                failed.append(outcome)
                 self._failed[lease] = asyncio.get_running_loop().time() + RETRY_SECONDS
+        if failed:  # one line for all: while the broker is away this comes again and again, with hundreds of messages
+            log.warning("lease_renewal_failed", messages=len(failed), error=str(failed[0]))
 
     async def _set(self, leases: Sequence[Lease]) -> Sequence[AdapterError | None]:
         try:
@@ -145,3 +153,7 @@ class LeaseKeeper:
                 return await self._subscription.set_lease([lease.message for lease in leases], self._seconds)
         except (Transient, TimeoutError) as exc:
             return [Transient(str(exc) or "the broker did not answer")] * len(leases)
+
+
+def _nobody() -> None:
+    """A lease that was released is lost by nobody."""
