@@ -10,6 +10,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
+from botocore.credentials import RefreshableCredentials
 from botocore.loaders import create_loader
 
 from rejoinder.adapters.aws_errors import from_exception
@@ -40,8 +41,9 @@ class Traffic:
 class Connections(Generic[ClientT]):
     """A client with connections of its own, so that no other kind of call can take them all."""
 
-    def __init__(self, client: ClientT, traffic: Traffic) -> None:
+    def __init__(self, client: ClientT, traffic: Traffic, *, renewed: bool) -> None:
         self._client = client
+        self._renewed = renewed
         # Waiting for a connection inside the SDK has no timeout and would count as the call's own time.
         self._slots = asyncio.Semaphore(traffic.calls)
         self._seconds = CONNECT_SECONDS + traffic.answer_seconds + SPARE_SECONDS
@@ -54,7 +56,7 @@ class Connections(Generic[ClientT]):
         Args:
             permission: the IAM action that it needs, for the error's text.
             resource: the ARN or URL that it is made on, for the error's text.
-            call: makes it.
+            call: makes it, and reads its answer: one that lacks what it must have is `Transient` too.
             seconds: that the service is asked to take (a long poll's wait).
 
         Raises:
@@ -66,7 +68,7 @@ class Connections(Generic[ClientT]):
                     return await call(self._client)
             except Exception as exc:
                 # Whatever the SDK raises, also over an answer that was garbled on its way, is the broker's failure.
-                raise from_exception(exc, permission, resource) from exc
+                raise from_exception(exc, permission, resource, renewed=self._renewed) from exc
 
 
 @cache
@@ -78,8 +80,9 @@ def _loader(data_path: str | None) -> Any:
 class Vendor:
     """One vendor session: its chains of region and credentials, and the clients made of it."""
 
-    def __init__(self, url: str, region: str | None, stack: AsyncExitStack) -> None:
+    def __init__(self, url: str, region: str | None, stack: AsyncExitStack, *, fips: bool = False) -> None:
         self._stack = stack
+        self._fips = fips or None  # None: as the AWS configuration says
         self._session: Any = AioSession()  # typed by the name of each service there is, which is not known here
         try:
             found = region or self._session.get_config_variable("region")
@@ -105,17 +108,19 @@ class Vendor:
             retries={"total_max_attempts": 1, "mode": "standard"},
             parameter_validation=False,  # they are all made by this package; checking them would slow each call
             tcp_keepalive=True,
+            use_fips_endpoint=self._fips,
             warm_up_loader_caches=True,  # in a thread: reading the service's model takes 0.2 s
         )
         client = self._session.create_client(service, region_name=self.region, config=config)
         try:
             made = await self._stack.enter_async_context(client)
+            credentials = await self._session.get_credentials()
         except ValueError as exc:
             raise BadURL(f"the endpoint of {service} is not usable (AWS_ENDPOINT_URL or the profile's): {exc}") from exc
         except Exception as exc:
             raise from_exception(exc, "connecting", f"{service} in {self.region}") from exc
         made.meta.events.register("before-send", _in_pieces)
-        return Connections(made, traffic)
+        return Connections(made, traffic, renewed=isinstance(credentials, RefreshableCredentials))
 
 
 def _in_pieces(request: Any, **_: Any) -> None:

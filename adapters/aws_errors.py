@@ -37,7 +37,7 @@ CODES: Final[dict[type[AdapterError], str]] = {
     Denied: """
         AccessDenied AccountProblem AllAccessDisabled AuthFailure AuthorizationError ExpiredToken IncompleteSignature
         InvalidAccessKeyId InvalidClientTokenId InvalidSecurity InvalidSignature MissingAuthenticationToken
-        NotAuthorized OptInRequired RequestExpired RequestTimeTooSkewed SignatureDoesNotMatch UnauthorizedOperation
+        NotAuthorized OptInRequired SignatureDoesNotMatch UnauthorizedOperation
         UnrecognizedClient KmsAccessDenied KmsDisabled KmsInvalidKeyUsage KmsInvalidState KmsNotFound
         KmsOptInRequired""",
     NotFound: "InvalidAddress NonExistentQueue NotFound QueueDoesNotExist ResourceNotFound TopicNotFound",
@@ -45,8 +45,8 @@ CODES: Final[dict[type[AdapterError], str]] = {
     Transient: """
         BandwidthLimitExceeded ConcurrentAccess InternalError InternalFailure InternalServerError InternalService
         KmsThrottled KmsThrottling LimitExceeded OverLimit PriorRequestNotComplete QueueDeletedRecently
-        RequestLimitExceeded RequestThrottled RequestTimeout ServiceUnavailable SlowDown Throttled Throttling
-        TooManyRequests TransactionInProgress Unavailable""",
+        RequestExpired RequestLimitExceeded RequestThrottled RequestTimeout RequestTimeTooSkewed ServiceUnavailable
+        SlowDown Throttled Throttling TooManyRequests TransactionInProgress Unavailable""",
 }
 """The vendor's codes in short, each under what it means here."""
 
@@ -78,23 +78,28 @@ def _plain(code: str) -> str:
 
 
 _KINDS: Final = {_plain(code): kind for kind, codes in CODES.items() for code in codes.split()}
+_EXPIRED: Final = _plain("ExpiredToken")
+# What AWS says, under the codes of wrong signatures, of a request that was signed too long ago or by a wrong clock: the
+# machine was suspended, or its clock is about to be set.
+_SKEWED: Final = ("Signature expired", "Signature not yet current")
 _LOST: Final = frozenset(map(_plain, ("ReceiptHandleIsInvalid", "MessageNotInflight", "InvalidParameterValue")))
 
 
-def from_exception(exc: Exception, permission: str, resource: str) -> AdapterError:
+def from_exception(exc: Exception, permission: str, resource: str, *, renewed: bool = False) -> AdapterError:
     """Map whatever a call of the SDK raised.
 
     Args:
         exc: the SDK's exception.
         permission: the IAM action that the call needs, such as `sqs:ReceiveMessage`.
         resource: what it was called on: an ARN, or a URL as long as the ARN is not known.
+        renewed: whether the credentials are renewed as they expire (a role's), and not for ever those of the start.
     """
     if isinstance(exc, ClientError):
         error = exc.response.get("Error", {})
-        status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return _from_code(
-            str(error.get("Code", "")), str(error.get("Message", "")), f"{permission} on {resource}", status=status
-        )
+        code, text, what = str(error.get("Code", "")), str(error.get("Message", "")), f"{permission} on {resource}"
+        if renewed and _plain(code) == _EXPIRED:
+            return Transient(_line(what, code, text, Transient))
+        return _from_code(code, text, what, status=exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     kind = next((kind for classes, kind in _SDK if isinstance(exc, classes)), Transient)
     return kind(_line(f"{permission} on {resource}", type(exc).__name__, str(exc), kind))
 
@@ -134,7 +139,7 @@ def not_in_flight(entry: object) -> bool:
 
 
 def _from_code(code: str, text: str, what: str, *, status: int) -> AdapterError:
-    kind = _KINDS.get(_plain(code))
+    kind = Transient if any(one in text for one in _SKEWED) else _KINDS.get(_plain(code))
     if kind is None and ("must be shorter than" in text or "too long" in text.casefold()):
         kind = TooLarge
     if kind is None:  # HTTP 403 and 404 of a proxy in between say the same as the service's own

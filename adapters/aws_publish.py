@@ -2,18 +2,20 @@
 
 import asyncio
 import uuid
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
 
-from rejoinder.adapters import aws_wire
+from rejoinder.adapters import aws_errors, aws_wire
 from rejoinder.adapters.driver import Outgoing
 from rejoinder.adapters.errors import AdapterError, TooLarge, Transient
 
 ENTRIES: Final = 10
 
 Outcome = str | AdapterError
+Send = Callable[[list[dict[str, Any]]], Awaitable[Mapping[str, Outcome]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +61,19 @@ def _deduplication(given: str | None) -> str:
         return sha256(given.encode(errors="surrogatepass")).hexdigest()
 
 
+async def told(call: Awaitable[Mapping[str, Any]], permission: str, resource: str) -> dict[str, Outcome]:
+    """Return what the answer of one batch call says of each entry, by its Id. KeyError where it is garbled."""
+    answer = await call
+    outcomes: dict[str, Outcome] = {one["Id"]: one["MessageId"] for one in answer.get("Successful", ())}
+    return outcomes | {one["Id"]: aws_errors.from_entry(one, permission, resource) for one in answer.get("Failed", ())}
+
+
 async def publish(
     entries: Sequence[Entry],
     *,
     max_message: int,
     max_batch: int,
-    send: Callable[[list[dict[str, Any]]], Awaitable[Mapping[str, Any]]],
-    failed: Callable[[object], AdapterError],
+    send: Send,
 ) -> list[Outcome]:
     """Send `entries` in batches, several at once, and return the outcome of each.
 
@@ -73,22 +81,9 @@ async def publish(
         entries: in the order of publishing.
         max_message: bytes of one message, attributes included.
         max_batch: bytes of one batch.
-        send: makes one batch call; raises AdapterError where it fails as a whole.
-        failed: maps one entry of its answer's `Failed`.
+        send: makes one batch call and returns what it `told`; raises AdapterError where it fails as a whole.
     """
     outcomes: list[Outcome] = [Transient("not sent")] * len(entries)
-
-    async def run(lane: Sequence[Entry]) -> None:
-        broken: set[str | None] = set()
-        for chunk in _chunks(lane, max_batch):
-            # A message whose predecessor failed would overtake it when that one is published again.
-            for one in chunk:
-                if one.group in broken:
-                    outcomes[one.index] = Transient(f"an earlier message of group {one.group!r} failed")
-            live = [one for one in chunk if one.group not in broken]
-            if live:
-                broken |= await _send(live, send, failed, outcomes)
-
     fits = []
     for one in entries:
         if one.size > max_message:
@@ -99,10 +94,40 @@ async def publish(
             fits.append(one)
     lanes = _lanes(fits)
     if len(lanes) == 1:
-        await run(lanes[0])
+        await _run(lanes[0], max_batch, send, outcomes)
     else:
-        await asyncio.gather(*(run(lane) for lane in lanes))
+        await asyncio.gather(*(_run(lane, max_batch, send, outcomes) for lane in lanes))
     return outcomes
+
+
+async def _run(lane: Sequence[Entry], max_batch: int, send: Send, outcomes: list[Outcome]) -> None:
+    """Send one lane, batch after batch, and note the outcomes."""
+    broken: set[str] = set()
+    chunks = deque(_chunks(lane, max_batch))
+    while chunks:
+        live: list[Entry] = []
+        for one in chunks.popleft():
+            if one.group in broken:
+                # A message whose predecessor failed would overtake it when that one is published again.
+                outcomes[one.index] = Transient(f"an earlier message of group {one.group!r} failed")
+            else:
+                live.append(one)
+        if not live:
+            continue
+        try:
+            found = await send([{"Id": str(place), **one.request} for place, one in enumerate(live)])
+        except AdapterError as exc:
+            if isinstance(exc, TooLarge) and len(live) > 1:
+                # Too large together, where a region's or an emulator's limit is lower: each may fit by itself.
+                half = len(live) // 2
+                chunks.extendleft((live[half:], live[:half]))
+                continue
+            found = {str(place): exc for place in range(len(live))}
+        for place, one in enumerate(live):
+            outcome = found.get(str(place)) or Transient("the broker's answer does not tell of this message")
+            outcomes[one.index] = outcome
+            if one.group is not None and not isinstance(outcome, str):
+                broken.add(one.group)
 
 
 def _lanes(entries: Sequence[Entry]) -> list[list[Entry]]:
@@ -131,27 +156,3 @@ def _chunks(lane: Sequence[Entry], max_batch: int) -> list[list[Entry]]:
         chunks[-1].append(one)
         room -= one.size
     return chunks
-
-
-async def _send(
-    chunk: Sequence[Entry],
-    send: Callable[[list[dict[str, Any]]], Awaitable[Mapping[str, Any]]],
-    failed: Callable[[object], AdapterError],
-    outcomes: list[Outcome],
-) -> set[str | None]:
-    """Send one batch, note its outcomes, and return the groups of what failed."""
-    try:
-        answer = await send([{"Id": str(place), **one.request} for place, one in enumerate(chunk)])
-    except AdapterError as exc:
-        for one in chunk:
-            outcomes[one.index] = exc
-        return {one.group for one in chunk} - {None}
-    told: dict[str, Outcome] = {one["Id"]: one["MessageId"] for one in answer.get("Successful", ())}
-    told |= {one["Id"]: failed(one) for one in answer.get("Failed", ())}
-    broken: set[str | None] = set()
-    for place, one in enumerate(chunk):
-        outcome = told.get(str(place)) or Transient("the broker's answer does not tell of this message")
-        outcomes[one.index] = outcome
-        if one.group is not None and not isinstance(outcome, str):
-            broken.add(one.group)
-    return broken

@@ -51,14 +51,15 @@ class SNSTopic:
             max_message=self.max_body,
             max_batch=self.max_body,
             send=self._send,
-            failed=lambda one: aws_errors.from_entry(one, "sns:Publish", self.name),
         )
 
-    async def _send(self, entries: Any) -> Mapping[str, Any]:
+    async def _send(self, entries: Any) -> Mapping[str, aws_publish.Outcome]:
         return await self._sending.run(
             "sns:Publish",
             self.name,
-            lambda sns: sns.publish_batch(TopicArn=self.name, PublishBatchRequestEntries=entries),
+            lambda sns: aws_publish.told(
+                sns.publish_batch(TopicArn=self.name, PublishBatchRequestEntries=entries), "sns:Publish", self.name
+            ),
         )
 
 
@@ -75,14 +76,17 @@ def parse(url: str) -> tuple[str, str]:
 
 
 async def _max_message(arn: str, sending: "Connections[SNSClient]") -> int:
+    async def read(sns: "SNSClient") -> int:
+        answer = await sns.get_topic_attributes(TopicArn=arn)
+        return int(answer.get("Attributes", {}).get("MaximumMessageSize", MAX_MESSAGE))
+
     try:
-        answer = await sending.run("sns:GetTopicAttributes", arn, lambda sns: sns.get_topic_attributes(TopicArn=arn))
+        return await sending.run("sns:GetTopicAttributes", arn, read)
     except Denied as exc:
         # A role that may only publish is a good role. Whether it may even do that, the first response shows.
         if not aws_errors.is_forbidden(exc):
             raise
         return MAX_MESSAGE
-    return int(answer.get("Attributes", {}).get("MaximumMessageSize", MAX_MESSAGE))
 
 
 @asynccontextmanager

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
-from rejoinder.adapters import aws_errors, aws_publish
+from rejoinder.adapters import aws_publish
 from rejoinder.adapters.aws import POOL, Connections, Traffic, Vendor
 from rejoinder.adapters.driver import Outgoing
 from rejoinder.adapters.errors import AdapterError, BadURL, NotFound
-from rejoinder.adapters.sqs_subscription import MAX_LEASE, SQSSubscription
+from rejoinder.adapters.sqs_subscription import MAX_LEASE, SQSSubscription, queue_url
 from rejoinder.adapters.urls import integer, split
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Place:
     name: str
     region: str | None
     lease: int | None
+    fips: bool = False
 
     @classmethod
     def parse(cls, url: str) -> "Place":
@@ -84,7 +85,7 @@ class Place:
             )
         if region not in {None, host["region"]}:
             raise BadURL(f"parameter 'region' is {region!r}, but the host says {host['region']!r}, in {url!r}")
-        return cls(url, f"https://{parts.netloc}/{account[0]}/{name}", name, host["region"], lease)
+        return cls(url, f"https://{parts.netloc}/{account[0]}/{name}", name, host["region"], lease, "-fips." in host[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,19 +106,16 @@ class Queue:
         url = place.queue_url
         try:
             if url is None:
-                found = await connections.run(
-                    "sqs:GetQueueUrl",
-                    f"{place.name} in {vendor.region}",
-                    lambda sqs: sqs.get_queue_url(QueueName=place.name),
+                url = await connections.run(
+                    "sqs:GetQueueUrl", f"{place.name} in {vendor.region}", lambda sqs: queue_url(sqs, place.name)
                 )
-                url = found["QueueUrl"]
-            answer = await connections.run(
-                "sqs:GetQueueAttributes",
-                url,
-                lambda sqs: sqs.get_queue_attributes(QueueUrl=url, AttributeNames=READ),
-            )
+            return await connections.run("sqs:GetQueueAttributes", url, lambda sqs: cls._read(sqs, url))
         except NotFound as exc:
             raise NotFound(f"there is no queue {place.name!r} in {vendor.region} ({place.url}): {exc}") from exc
+
+    @classmethod
+    async def _read(cls, sqs: "SQSClient", url: str) -> "Queue":
+        answer = await sqs.get_queue_attributes(QueueUrl=url, AttributeNames=READ)
         attributes: Mapping[Any, str] = answer.get("Attributes", {})
         policy = json.loads(attributes.get("RedrivePolicy") or "{}")
         attempts = policy.get("maxReceiveCount")
@@ -157,14 +155,15 @@ class SQSTopic:
             max_message=self._queue.max_message,
             max_batch=MAX_BATCH,
             send=self._send,
-            failed=lambda one: aws_errors.from_entry(one, "sqs:SendMessage", self.name),
         )
 
-    async def _send(self, entries: Any) -> Mapping[str, Any]:
+    async def _send(self, entries: Any) -> Mapping[str, aws_publish.Outcome]:
         return await self._sending.run(
             "sqs:SendMessage",
             self.name,
-            lambda sqs: sqs.send_message_batch(QueueUrl=self._queue.url, Entries=entries),
+            lambda sqs: aws_publish.told(
+                sqs.send_message_batch(QueueUrl=self._queue.url, Entries=entries), "sqs:SendMessage", self.name
+            ),
         )
 
 
@@ -173,7 +172,7 @@ async def open_subscription(url: str) -> AsyncIterator[SQSSubscription]:
     """Open the receiving end of the queue that `url` names. Raises BadURL, NotFound, Denied, Transient."""
     place = Place.parse(url)
     async with AsyncExitStack() as stack:
-        vendor = Vendor(url, place.region, stack)
+        vendor = Vendor(url, place.region, stack, fips=place.fips)
         settling = await vendor.connect("sqs", SETTLING)
         queue = await Queue.read(place, vendor, settling)
         lease = place.lease or queue.visibility_timeout
@@ -190,6 +189,6 @@ async def open_topic(url: str) -> AsyncIterator[SQSTopic]:
     """Open the sending end of the queue that `url` names. Raises as `open_subscription` does."""
     place = Place.parse(url)
     async with AsyncExitStack() as stack:
-        vendor = Vendor(url, place.region, stack)
+        vendor = Vendor(url, place.region, stack, fips=place.fips)
         sending = await vendor.connect("sqs", SENDING)
         yield SQSTopic(await Queue.read(place, vendor, sending), sending)

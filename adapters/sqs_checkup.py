@@ -69,7 +69,7 @@ async def check_subscription(url: str) -> Checkup:
     """See `rejoinder.adapters.urls.check_subscription`."""
     place = Place.parse(url)
     async with AsyncExitStack() as stack:
-        vendor = Vendor(url, place.region, stack)
+        vendor = Vendor(url, place.region, stack, fips=place.fips)
         try:
             asked = await Asked.ask(place, vendor)
         except AdapterError as exc:
@@ -103,7 +103,7 @@ async def check_topic(url: str) -> Checkup:
     """See `rejoinder.adapters.urls.check_topic`."""
     place = Place.parse(url)
     async with AsyncExitStack() as stack:
-        vendor = Vendor(url, place.region, stack)
+        vendor = Vendor(url, place.region, stack, fips=place.fips)
         try:
             asked = await Asked.ask(place, vendor)
         except AdapterError as exc:

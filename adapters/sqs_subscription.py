@@ -104,20 +104,19 @@ class SQSSubscription:
 
     async def _poll(self, limit: int, seconds: int) -> list[Message]:
         at = asyncio.get_running_loop().time()
-        answer = await self._receiving.run(
-            "sqs:ReceiveMessage",
-            self._queue.arn,
-            lambda sqs: sqs.receive_message(
+
+        async def poll(sqs: "SQSClient") -> list[Message]:
+            answer = await sqs.receive_message(
                 QueueUrl=self._queue.url,
                 MaxNumberOfMessages=limit,
                 WaitTimeSeconds=seconds,
                 VisibilityTimeout=self._lease,
                 MessageAttributeNames=["All"],
                 MessageSystemAttributeNames=cast("Any", aws_wire.SYSTEM_ATTRIBUTES),
-            ),
-            seconds=seconds,
-        )
-        return [aws_wire.decode(raw, Receipt(raw["ReceiptHandle"], at)) for raw in answer.get("Messages", ())]
+            )
+            return [aws_wire.decode(raw, Receipt(raw["ReceiptHandle"], at)) for raw in answer.get("Messages", ())]
+
+        return await self._receiving.run("sqs:ReceiveMessage", self._queue.arn, poll, seconds=seconds)
 
     async def _let_go(self, poll: asyncio.Task[list[Message]]) -> None:
         with suppress(AdapterError):  # nothing was leased that anybody knows of, and nobody is there to be told
@@ -168,22 +167,21 @@ class SQSSubscription:
 
         async def batch(chunk: Sequence[Item]) -> None:
             entries: Any = [{"Id": str(place), "ReceiptHandle": handle, **fields} for place, handle, fields in chunk]
+
+            async def call(sqs: "SQSClient") -> dict[str, Outcome]:
+                answer = await getattr(sqs, operation)(QueueUrl=self._queue.url, Entries=entries)
+                told: dict[str, Outcome] = {one["Id"]: None for one in answer.get("Successful", ())}
+                for one in answer.get("Failed", ()):
+                    # Letting go what nobody holds has nothing left to do.
+                    done = aws_errors.not_in_flight(one) and entries[0].get("VisibilityTimeout") == 0
+                    message_id = messages[int(one["Id"])].id
+                    told[one["Id"]] = None if done else self._failure(one, message_id, permission)
+                return told
+
             try:
-                answer = await self._settling.run(
-                    permission,
-                    self.name,
-                    lambda sqs: getattr(sqs, operation)(QueueUrl=self._queue.url, Entries=entries),
-                )
+                told = await self._settling.run(permission, self.name, call)
             except AdapterError as exc:
-                for place, _, _ in chunk:
-                    outcomes[place] = exc
-                return
-            told: dict[str, Outcome] = {one["Id"]: None for one in answer.get("Successful", ())}
-            for one in answer.get("Failed", ()):
-                # Letting go what nobody holds has nothing left to do.
-                done = aws_errors.not_in_flight(one) and entries[0].get("VisibilityTimeout") == 0
-                message_id = messages[int(one["Id"])].id
-                told[one["Id"]] = None if done else self._failure(one, message_id, permission)
+                told = {str(place): exc for place, _, _ in chunk}
             for place, _, _ in chunk:
                 outcomes[place] = told.get(str(place), _UNTOLD)
 
@@ -203,14 +201,13 @@ class SQSSubscription:
         return Backlog(waiting=waiting, held=not_visible + delayed, dead=dead)
 
     async def _counts(self, url: str, resource: str) -> tuple[int, int, int]:
-        answer = await self._settling.run(
-            "sqs:GetQueueAttributes",
-            resource,
-            lambda sqs: sqs.get_queue_attributes(QueueUrl=url, AttributeNames=COUNTS),
-        )
-        found: Mapping[Any, str] = answer.get("Attributes", {})
-        waiting, not_visible, delayed = (int(found.get(name, 0)) for name in COUNTS)
-        return waiting, not_visible, delayed
+        async def count(sqs: "SQSClient") -> tuple[int, int, int]:
+            answer = await sqs.get_queue_attributes(QueueUrl=url, AttributeNames=COUNTS)
+            found: Mapping[Any, str] = answer.get("Attributes", {})
+            waiting, not_visible, delayed = (int(found.get(name, 0)) for name in COUNTS)
+            return waiting, not_visible, delayed
+
+        return await self._settling.run("sqs:GetQueueAttributes", resource, count)
 
     async def _dead(self) -> int | None:
         """Count the dead-letter queue; None where there is none, or these credentials may not look into it."""
@@ -220,12 +217,9 @@ class SQSSubscription:
         try:
             if self._dead_url is None:
                 account, name = arn.split(":")[4:6]
-                answer = await self._settling.run(
-                    "sqs:GetQueueUrl",
-                    arn,
-                    lambda sqs: sqs.get_queue_url(QueueName=name, QueueOwnerAWSAccountId=account),
+                self._dead_url = await self._settling.run(
+                    "sqs:GetQueueUrl", arn, lambda sqs: queue_url(sqs, name, QueueOwnerAWSAccountId=account)
                 )
-                self._dead_url = answer["QueueUrl"]
             return sum(await self._counts(self._dead_url, arn))
         except (Denied, NotFound):
             return None
@@ -243,6 +237,11 @@ class SQSSubscription:
                 task.cancel()
         if left:
             await asyncio.wait(left)
+
+
+async def queue_url(sqs: "SQSClient", name: str, **owner: str) -> str:
+    """Ask for the URL of the queue `name`."""
+    return (await sqs.get_queue_url(QueueName=name, **cast("Any", owner)))["QueueUrl"]
 
 
 def _receipt(message: Message) -> Receipt:

@@ -7,6 +7,7 @@ Leaving the context waits for what is in flight.
 """
 
 import asyncio
+import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -64,6 +65,7 @@ class Publisher:
     A transient failure is tried again here, a few times, one message at a time: a batch that partly failed must not
     go out whole again, which is what a retry around the call would do. When a call breaks off, its messages may be
     there already and are sent again: a doubled request is answered twice, and `join` shows it; a lost one is lost.
+    FIFO queues of SQS keep one of the two.
     """
 
     def __init__(self, url: str) -> None:
@@ -157,7 +159,8 @@ class Publisher:
     def _start(self, body: bytes) -> "asyncio.Future[str]":
         if self._topic is None:
             raise RuntimeError("a Publisher is opened with `async with`")
-        pending = _Pending(Outgoing(body))
+        # The same at each try: a broker that knows it (a FIFO queue) takes what it has already for what it is.
+        pending = _Pending(Outgoing(body, deduplication_id=uuid.uuid4().hex))
         if len(body) > self._topic.max_body:
             pending.settle(TooLarge(f"{len(body)} bytes; {self._topic.name} takes at most {self._topic.max_body}"))
             return pending.future

@@ -1,11 +1,13 @@
 """URLs of SQS and SNS: what is refused, what the refusal names, and what each of them means."""
 
 import os
+from contextlib import AsyncExitStack
 
 import pytest
 from aws_stand_in import ARN, TOPIC, bare_environment
 
 from rejoinder.adapters import BadURL, Denied, Transient, open_subscription, open_topic, sqs
+from rejoinder.adapters.aws import Vendor
 
 REFUSED = [
     ("awssqs://q", "awssqs:///QUEUE"),
@@ -64,6 +66,23 @@ async def test_refused_by_name(opener, url, named):
 def test_what_a_url_means(url, queue_url, region):
     place = sqs.Place.parse(url)
     assert (place.queue_url, place.region) == (queue_url, region)
+
+
+@pytest.mark.parametrize(("host", "fips"), [("sqs", None), ("sqs-fips", None), ("sqs", "true")])
+async def test_a_fips_host_is_the_one_that_is_called(monkeypatch, tmp_path, host, fips):
+    bare_environment(monkeypatch, tmp_path)
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    if fips:
+        monkeypatch.setenv("AWS_USE_FIPS_ENDPOINT", fips)
+    place = sqs.Place.parse(f"awssqs://{host}.us-east-1.amazonaws.com/000000000000/q")
+    async with AsyncExitStack() as stack:
+        vendor = Vendor(place.url, place.region, stack, fips=place.fips)
+
+        async def endpoint(client):
+            return client.meta.endpoint_url
+
+        called = await (await vendor.connect("sqs", sqs.SENDING)).run("sqs:SendMessage", place.name, endpoint)
+    assert called == f"https://{'sqs-fips' if fips else host}.us-east-1.amazonaws.com"
 
 
 async def test_no_region(monkeypatch, tmp_path):

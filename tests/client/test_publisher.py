@@ -143,6 +143,23 @@ async def test_tries_end_and_what_is_final_is_not_tried_again(topic) -> None:
     assert topic.bodies.count(b"2") == 1
 
 
+async def test_a_message_that_is_sent_again_is_the_same_message(topic, monkeypatch) -> None:
+    topic.answer = lambda body, times: Transient("busy") if times == 1 else f"id-{body.decode()}"
+    whole = topic.publish
+    sent: list[tuple[bytes, str | None]] = []
+
+    async def publish(batch: Sequence[Outgoing]) -> list[str | AdapterError]:
+        sent.extend((outgoing.body, outgoing.deduplication_id) for outgoing in batch)
+        return await whole(batch)
+
+    monkeypatch.setattr(topic, "publish", publish)
+    async with Publisher("fake") as publisher:
+        await outcomes_of(publisher, numbered(3))
+    assert len(sent) == 6
+    assert len(set(sent)) == 3
+    assert len({identity for _, identity in sent} - {None}) == 3
+
+
 async def test_a_call_that_raises_fails_its_messages_only(topic, monkeypatch) -> None:
     whole = topic.publish
 
