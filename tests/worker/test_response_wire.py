@@ -9,7 +9,7 @@ import pytest
 from group_queue import GroupQueue, opener
 from worker_harness import GateEngine, bench, flaky, until, until_empty
 
-from rejoinder.adapters import AdapterError, Message, Outgoing
+from rejoinder.adapters import AdapterError, Message, Outgoing, Refused
 from rejoinder.worker import carrying
 from rejoinder.worker.engines.echo import EchoEngine
 
@@ -65,14 +65,18 @@ class Kept:
     def __init__(self, inner: Any, refused: bytes = b"") -> None:
         self.inner = inner
         self.refused = refused
+        self.apart = False
+        """Whether one that is refused is an outcome of its own, and not the call's end."""
         self.published: list[Outgoing] = []
 
     async def __call__(self, batch: Sequence[Outgoing]) -> list[str | AdapterError]:
-        if self.refused and any(self.refused in outgoing.body for outgoing in batch):
+        bad = [bool(self.refused) and self.refused in outgoing.body for outgoing in batch]
+        if any(bad) and not self.apart:
             raise ValueError("this broker cannot carry it")
-        self.published += batch
-        outcomes: list[str | AdapterError] = await self.inner().publish(batch)
-        return outcomes
+        good = [outgoing for outgoing, is_bad in zip(batch, bad, strict=True) if not is_bad]
+        self.published += good
+        sent = iter(await self.inner().publish(good) if good else [])
+        return [Refused("no such message here") if is_bad else next(sent) for is_bad in bad]
 
 
 async def test_a_response_carries_its_requests_key_and_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,12 +109,14 @@ async def test_what_is_no_trace_context_does_not_reach_the_broker() -> None:
         assert "traceparent" not in it.got[0][1].attributes
 
 
+@pytest.mark.parametrize("apart", [False, True])
 async def test_a_response_that_cannot_be_carried_is_an_error_and_its_neighbours_arrive(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, apart: bool
 ) -> None:
     async with bench(start=False) as it, flaky(it, monkeypatch) as (_, topic):
         it.engine.open = True
         topic.publish = Kept(lambda: topic.inner, refused=b"odd")
+        topic.publish.apart = apart
         for body in ("a", "odd", "b"):
             await it.send(body)
         it.start()
