@@ -72,6 +72,11 @@ class LeaseKeeper:
 
     def release(self, lease: Lease) -> None:
         """Renew it no more. The broker is not told."""
+        self._drop(lease)
+        # What it calls knows the lease: a circle, which would keep every message until the collector comes by.
+        lease.on_lost = _nobody
+
+    def _drop(self, lease: Lease) -> None:
         self._due.pop(lease, None)
         self._failed.pop(lease, None)
 
@@ -119,14 +124,14 @@ class LeaseKeeper:
         for lease in leases:
             if lease.renew_until < asked:
                 log.error("lease_held_too_long", message_id=lease.message.id)
-                self.release(lease)
+                self._drop(lease)
                 lease.on_lost()
         leases = [lease for lease in leases if lease.renew_until >= asked]
         outcomes = await self._set(leases) if leases else []
         for lease, outcome in zip(leases, outcomes, strict=True):
             if lease not in self._due and lease not in self._failed:
                 continue  # released while the call was under way
-            self.release(lease)
+            self._drop(lease)
             if outcome is None:
                 lease.ends = min(asked + self._seconds, lease.held_until)
                 self._due[lease] = asked + self._period
@@ -145,3 +150,7 @@ class LeaseKeeper:
                 return await self._subscription.set_lease([lease.message for lease in leases], self._seconds)
         except (Transient, TimeoutError) as exc:
             return [Transient(str(exc) or "the broker did not answer")] * len(leases)
+
+
+def _nobody() -> None:
+    """A lease that was released is lost by nobody."""

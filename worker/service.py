@@ -235,9 +235,9 @@ def _figures(stats: EngineStats) -> dict[str, float]:
 
 def run(settings: Settings) -> None:
     """`serve` in an event loop of its own, in a process of its own. Raises what it raises."""
-    # Hundreds of messages in flight are thousands of objects that are not garbage; at the default threshold the
-    # collector looks at them again and again, for a third of all time.
-    gc.set_threshold(50_000, 20, 20)
+    # Messages in flight are up to a hundred thousand objects that are no garbage, and a settled one leaves none; at the
+    # default threshold the collector looks at them again and again, for a third of all time.
+    gc.set_threshold(200_000, 20, 20)
     asyncio.run(serve(settings))
 
 
