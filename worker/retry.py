@@ -59,8 +59,10 @@ class RetryPolicy:
         """What becomes of a delivery that failed with a retryable error."""
         if attempt < self.cap:
             return "retry"
-        # After the last error is answered, a message that the queue's policy takes is left to it.
-        leave = self.dead_letter_after is not None and attempt >= self.dead_letter_after
+        # After the last error is answered, a message that the queue's policy takes is left to it: at once, or, as on
+        # Pub/Sub, soon. One that still comes after as many deliveries more is not taken, as where Pub/Sub may not
+        # publish to the dead-letter topic, and would be answered for ever.
+        leave = self.dead_letter_after is not None and self.dead_letter_after <= attempt <= 2 * self.dead_letter_after
         return "answer_and_leave" if leave else "answer_and_ack"
 
     def exhausted(self, attempt: int | None) -> bool:

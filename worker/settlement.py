@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from rejoinder.adapters import AdapterError, Denied, LeaseLost, Message, NotFound, Subscription, Transient
+from rejoinder.adapters import AdapterError, Denied, LeaseLost, Message, NotFound, Subscription, TooLarge, Transient
 from rejoinder.worker.attempts import Attempts
 from rejoinder.worker.batcher import Batcher
 from rejoinder.worker.handler import Answer
@@ -75,7 +75,7 @@ class Settlement:
             await self._replier.publish(message, answer, lambda: not held.abandoned)
         except LeaseLost:
             return  # said already, where the lease was found lost
-        except ValueError as exc:
+        except (ValueError, TooLarge) as exc:
             # A fault of ours or of the adapter's, on this response alone: it must not end the worker.
             log.error("response_refused", message_id=message.id, response_id=answer.response_id, error=str(exc))
             await self._retry_later(held, answer, attempt)

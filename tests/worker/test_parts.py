@@ -124,6 +124,8 @@ def test_delays_grow_are_jittered_and_end_at_the_cap() -> None:
         (9, 5, 4, "retry", False),
         (9, 5, 5, "answer_and_leave", False),
         (5, 5, 5, "answer_and_leave", False),
+        (5, 5, 10, "answer_and_leave", False),
+        (5, 5, 11, "answer_and_ack", True),
     ],
 )
 def test_what_becomes_of_a_failed_delivery(
