@@ -74,9 +74,12 @@ class Response(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ParsedRequest:
-    """A request that keeps its envelope's rules."""
+    """A request that keeps its envelope's rules: a `Request`, but for its metadata."""
 
-    request: Request
+    path: str | None
+    body: Any
+    input_location: str | None
+    options: Options | None
     metadata: str
     """The text of the metadata, as the sender wrote it."""
 
@@ -105,12 +108,27 @@ def parse_request(data: bytes) -> ParsedRequest:
         raise WireError(f"{problem}: give exactly one of body and input_location", param="body", metadata=metadata)
     # The body is checked by whoever serves the path; walking it here would only cost time.
     body = values.pop("body", None)
+    if _is_plain(values):
+        return ParsedRequest(values.get("path"), body, None, None, metadata)
     try:
         request = Request.model_validate(values)
     except ValidationError as exc:
         message, param = first_problem(exc, Request, values)
         raise WireError(message, param=param, metadata=metadata) from exc
-    return ParsedRequest(request.model_copy(update={"body": body}), metadata)
+    return ParsedRequest(request.path, body, request.input_location, request.options, metadata)
+
+
+def _is_plain(values: dict[str, Any]) -> bool:
+    """Whether a look is enough, as it is for nearly all requests, to see that `Request` takes `values` as they are.
+
+    That `metadata` is an object is known by now.
+    """
+    path = values.get("path")
+    return (
+        (path is None or isinstance(path, str))
+        and values.get("options") is None
+        and values.get("input_location") is None
+    )
 
 
 def write_response(status_code: int, metadata: str | None, body: Any) -> bytes:

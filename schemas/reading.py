@@ -17,12 +17,18 @@ MAX_DIGITS = 4300
 """Above this CPython refuses to convert a decimal integer, for its cost is quadratic."""
 
 _WHITESPACE = re.compile(r"[ \t\n\r]*")
+# A key as nearly all are, with what stands around it up to its value: one match in place of several steps.
+_PLAIN_KEY = re.compile(r'"([^"\\\x00-\x1f]*+)"[ \t\n\r]*:[ \t\n\r]*')
 # A string that nothing closes matches to its end: failing there, the search would begin again at each of its quotes,
 # and a few hundred kilobytes of them would take minutes.
 _STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _NOT_BRACKETS = re.compile(r"[^\[\]{}]+")
 _DEPTH = {"[": 1, "{": 1, "]": -1, "}": -1}
 _DEPTH_CHUNK = 1 << 16
+
+
+Scan = Callable[[str, int], tuple[Any, int]]
+"""Reads the value that starts at a place of a text; returns it, and where it ends."""
 
 
 class UnusableError(ValueError):
@@ -49,6 +55,33 @@ def _int(text: str) -> int:
 def _any_int(text: str) -> int | str:
     # The value of a metadata integer is never needed, only its text, so any length will do.
     return int(text) if len(text) <= MAX_DIGITS else text
+
+
+class _DuplicateError(Exception):
+    """An object has a key twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise _DuplicateError
+    return value
+
+
+def _scanners(pairs_hook: Callable[[list[tuple[str, Any]]], dict[str, Any]]) -> tuple[Scan, Scan]:
+    """One for all values but `metadata`, one for that."""
+    hooks: dict[str, Any] = {
+        "object_pairs_hook": pairs_hook,
+        "parse_constant": _refuse_constant,
+        "parse_float": _finite,
+    }
+    decoders = json.JSONDecoder(**hooks, parse_int=_int), json.JSONDecoder(**hooks, parse_int=_any_int)
+    scan, scan_metadata = (decoder.scan_once for decoder in decoders)  # type: ignore[attr-defined]
+    return scan, scan_metadata
+
+
+# Made once: that takes as long as reading a small request.
+_UNIQUE_SCANNERS = _scanners(_unique)
 
 
 def too_deep(text: str) -> bool:
@@ -93,21 +126,22 @@ class Document:
                 where the text ends too early or no value starts.
             TypeError: JSON, but not an object.
         """
+        try:
+            self._read(*_UNIQUE_SCANNERS, until_metadata)
+        except _DuplicateError:
+            self.values, self.metadata, self.duplicate, self._metadata_duplicate = {}, None, None, False
+            self._read(*_scanners(self._pairs), until_metadata)
+
+    def _read(self, scan: Scan, scan_metadata: Scan, until_metadata: bool) -> None:
         text, skip = self._text, self._skip
-        scan, scan_metadata = self._scanners()
         at = skip(0)
         if text[at] != "{":
             scan(text, at)  # raises unless a JSON value starts here
             raise TypeError("the request must be a JSON object with metadata and body")
         at = skip(at + 1)
         while text[at] != "}":
-            if text[at] != '"':
-                raise json.JSONDecodeError("a key in double quotes is expected", text, at)
-            key, at = scanstring(text, at + 1, True)
-            at = skip(at)
-            if text[at] != ":":
-                raise json.JSONDecodeError("':' is expected", text, at)
-            start = skip(at + 1)
+            plain = _PLAIN_KEY.match(text, at)
+            key, start = (plain[1], plain.end()) if plain else self._key(at)
             value, at = (scan_metadata if key == "metadata" else scan)(text, start)
             self._take(key, value, text[start:at] if key == "metadata" else None)
             if until_metadata and key == "metadata":
@@ -115,6 +149,16 @@ class Document:
             at = self._next_key(skip(at))
         if skip(at + 1) != len(text):
             raise json.JSONDecodeError("more follows the request's object", text, skip(at + 1))
+
+    def _key(self, at: int) -> tuple[str, int]:
+        """The key that starts at `at`, whatever it is, and where its value does."""
+        if self._text[at] != '"':
+            raise json.JSONDecodeError("a key in double quotes is expected", self._text, at)
+        key, at = scanstring(self._text, at + 1, True)
+        at = self._skip(at)
+        if self._text[at] != ":":
+            raise json.JSONDecodeError("':' is expected", self._text, at)
+        return key, self._skip(at + 1)
 
     def _take(self, key: str, value: Any, metadata: str | None) -> None:
         if metadata is not None:
@@ -139,16 +183,6 @@ class Document:
         if self._text[at : at + 1] > " ":  # the usual case
             return at
         return _WHITESPACE.match(self._text, at).end()  # type: ignore[union-attr]  # it matches the empty string
-
-    def _scanners(self) -> tuple[Callable[[str, int], tuple[Any, int]], Callable[[str, int], tuple[Any, int]]]:
-        hooks: dict[str, Any] = {
-            "object_pairs_hook": self._pairs,
-            "parse_constant": _refuse_constant,
-            "parse_float": _finite,
-        }
-        decoders = json.JSONDecoder(**hooks, parse_int=_int), json.JSONDecoder(**hooks, parse_int=_any_int)
-        scan, scan_metadata = (decoder.scan_once for decoder in decoders)  # type: ignore[attr-defined]
-        return scan, scan_metadata
 
     def _pairs(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)

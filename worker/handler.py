@@ -120,7 +120,7 @@ class Handler:
             return refusal(BadRequest(str(exc), param=exc.param), exc.metadata, name)
         except Exception as exc:  # noqa: BLE001 - a fault of ours in reading one message must not touch the others
             return refusal(_failed(exc, name), None, name)
-        options = parsed.request.options or NO_OPTIONS
+        options = parsed.options or NO_OPTIONS
         name = options.inference_id or name
         try:
             return self._job(message, parsed, options, name)
@@ -134,20 +134,19 @@ class Handler:
         return refusal(error, peek_metadata(message.body, limit), name)
 
     def _job(self, message: Message, parsed: ParsedRequest, options: Options, name: str) -> Job:
-        request = parsed.request
-        path = self._default_path if request.path is None else "/" + request.path.removeprefix("/")
+        path = self._default_path if parsed.path is None else "/" + parsed.path.removeprefix("/")
         if path not in self._engine.paths:
             raise Missing(
                 f"unknown path {path!r}; this worker serves {', '.join(sorted(self._engine.paths))}", param="path"
             )
-        if request.input_location is not None:
+        if parsed.input_location is not None:
             raise Forbidden(
-                f"input_location {request.input_location!r} is not allowed: this worker reads from no store",
+                f"input_location {parsed.input_location!r} is not allowed: this worker reads from no store",
                 param="input_location",
             )
         expires_at, reason = _expiry(options, message.sent_at)
         job = Job(
-            EngineRequest(path, request.body, name, int(message.sent_at or 0), message.attempt),
+            EngineRequest(path, parsed.body, name, int(message.sent_at or 0), message.attempt),
             parsed.metadata,
             options,
             expires_at,

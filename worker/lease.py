@@ -183,7 +183,7 @@ class LeaseKeeper:
                 failed.append(outcome)
                 self._failed[lease] = again
         if failed:  # one line for all: thousands may wait for one broker
-            log.warning("lease_renewal_failed", leases=len(failed), error=str(failed[0]))
+            log.warning("lease_renewal_failed", messages=len(failed), error=str(failed[0]))
         if refused is not None:
             raise refused  # for good: without renewals every lease would be lost
 

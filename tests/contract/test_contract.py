@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from broker_pairs import pair_of
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from worker_process import Queues, WorkerProcess
+from pairs import Queues, sqlite
+from worker_process import WorkerProcess
 
 from rejoinder.adapters import Message
 
@@ -25,13 +27,13 @@ def request_of(case: dict[str, Any]) -> bytes:
     return str(case["request"]).encode()
 
 
-@pytest.fixture
-async def worker(tmp_path: Path) -> AsyncIterator[tuple[Queues, WorkerProcess]]:
-    queues = Queues(tmp_path)
+@pytest.fixture(params=["sqlite", "sqs", "sqs>sns", "pubsub"])
+async def worker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Queues, WorkerProcess]]:
+    on_disk = request.param == "sqlite"
+    queues = sqlite(tmp_path, lease=2) if on_disk else await pair_of(request, request.param).queues()
     with WorkerProcess(queues, tmp_path / "worker.log") as process:
         process.until_event("engine_ready")
         yield queues, process
-        assert process.stop() == 0, process.log.read_text()
 
 
 def in_order(value: Any) -> Any:
@@ -70,8 +72,14 @@ async def test_every_case_holds(worker: tuple[Queues, WorkerProcess], pytestconf
         inference_id = json_or_none(request_of(case), "options", "inference_id")
         if isinstance(inference_id, str):
             assert message.attributes["response_id"] == inference_id
-    await queues.until_settled()
     assert not process.events("engine_error")
+    await check_settled(queues, process)
+
+
+async def check_settled(queues: Queues, process: WorkerProcess) -> None:
+    """Every request is acked: none comes back to anybody."""
+    assert process.stop() == 0, process.log.read_text()
+    assert not await queues.left_over()
 
 
 def json_or_none(data: bytes, *path: str) -> Any:
@@ -124,7 +132,7 @@ async def test_no_input_makes_the_worker_die_hang_or_answer_with_no_json(
     inputs: list[bytes] = []
 
     @settings(
-        max_examples=600,
+        max_examples=600 if queues.outbox.startswith("sqlite") else 200,
         deadline=None,
         database=None,
         phases=[Phase.generate],
@@ -149,4 +157,4 @@ async def test_no_input_makes_the_worker_die_hang_or_answer_with_no_json(
             assert answer["body"]["error"]["message"]
     assert process.process.poll() is None
     assert not process.events("engine_error")
-    await queues.until_settled()
+    await check_settled(queues, process)

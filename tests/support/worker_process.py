@@ -1,88 +1,44 @@
-"""A real `rejoinder worker` process, and the queues on both sides of it."""
+"""A real `rejoinder worker` process, and one with an engine that takes its time."""
 
-import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rejoinder.adapters import Message, Outgoing, open_subscription, open_topic
+from pairs import LIMIT, Queues
 
-LIMIT = 60.0
-
-
-class Queues:
-    """The two queues of a test in one file."""
-
-    def __init__(self, folder: Path, request_options: str = "") -> None:
-        base = f"sqlite:///{folder / 'queues.db'}"
-        self.requests = f"{base}?queue=requests{request_options}"
-        self.responses = f"{base}?queue=responses"
-
-    async def send(self, *bodies: bytes) -> list[str]:
-        async with open_topic(self.requests) as topic:
-            outcomes = await topic.publish([Outgoing(body) for body in bodies])
-        assert all(isinstance(outcome, str) for outcome in outcomes), outcomes
-        return [str(outcome) for outcome in outcomes]
-
-    async def receive(self, count: int, limit: float = LIMIT) -> list[Message]:
-        """Receive and ack `count` responses."""
-        got: list[Message] = []
-        deadline = time.monotonic() + limit
-        async with open_subscription(self.responses) as subscription:
-            while len(got) < count:
-                left = deadline - time.monotonic()
-                assert left > 0, f"{len(got)} of {count} responses came in {limit:g} s"
-                messages = await subscription.receive(500, min(left, 5.0))
-                await subscription.ack(messages)
-                got += messages
-        return got
-
-    async def receive_some(self) -> list[Message]:
-        """Receive and ack what responses there are."""
-        async with open_subscription(self.responses) as subscription:
-            messages = await subscription.receive(1000, 0.05)
-            await subscription.ack(messages)
-            return messages
-
-    async def until_settled(self, limit: float = LIMIT) -> None:
-        """Wait until no request is waiting or held."""
-        deadline = time.monotonic() + limit
-        async with open_subscription(self.requests) as subscription:
-            while True:
-                backlog = await subscription.backlog()
-                if backlog.waiting + backlog.held == 0:
-                    return
-                assert time.monotonic() < deadline, backlog
-                await asyncio.sleep(0.02)
+SLOW_WORKER = Path(__file__).parent / "slow_worker.py"
 
 
-class WorkerProcess:
-    """One worker as its users run it, logging JSON to a file."""
+class LoggingProcess:
+    """A Python process that logs JSON to a file.
 
-    def __init__(
-        self, queues: Queues, log: Path, *arguments: str, engine: Sequence[str] = ("--engine", "echo")
-    ) -> None:
+    Args:
+        command: What follows the interpreter.
+        log: The file; appended to, so that several processes may share it.
+        env: Beside the environment of the tests.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
         self.log = log
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "rejoinder.cli.main", "worker", "--log-format", "json"]
-                + ["--requests", queues.requests, "--responses", queues.responses, *engine, *arguments],
+                [sys.executable, *command],
                 stdin=subprocess.DEVNULL,
                 stderr=stderr,
-                env={**os.environ, "PYTHONWARNINGS": "error"},
+                env={**os.environ, "PYTHONWARNINGS": "error", **(env or {})},
                 start_new_session=True,
             )
 
     def events(self, name: str | None = None) -> list[dict[str, Any]]:
-        """The log's events so far, those called `name` or all."""
-        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        """The log's events so far, those called `name` or all. gRPC writes lines of its own beside them."""
+        lines = [json.loads(line) for line in self.log.read_text(errors="replace").splitlines() if line.startswith("{")]
         return [line for line in lines if name is None or line.get("event") == name]
 
     def until_event(self, name: str, limit: float = LIMIT, count: int = 1) -> dict[str, Any]:
@@ -104,7 +60,7 @@ class WorkerProcess:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(limit)
 
-    def __enter__(self) -> "WorkerProcess":
+    def __enter__(self) -> "LoggingProcess":
         return self
 
     def __exit__(
@@ -112,3 +68,44 @@ class WorkerProcess:
     ) -> None:
         if self.process.poll() is None:
             self.kill()
+
+
+class WorkerProcess(LoggingProcess):
+    """One worker as its users run it."""
+
+    def __init__(
+        self,
+        queues: Queues,
+        log: Path,
+        *arguments: str,
+        engine: Sequence[str] = ("--engine", "echo"),
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        command = ["-m", "rejoinder.cli.main", "worker", "--log-format", "json"]
+        command += ["--requests", queues.requests, "--responses", queues.responses, *engine, *arguments]
+        super().__init__(command, log, env)
+
+
+class SlowWorker(LoggingProcess):
+    """One worker with `slow_worker.py`'s engine.
+
+    Args:
+        queues: The worker's.
+        log: As in `LoggingProcess`.
+        seconds: What a request takes on average.
+        capacity: The engine's.
+        env: As in `LoggingProcess`.
+        settings: Of the worker.
+    """
+
+    def __init__(
+        self,
+        queues: Queues,
+        log: Path,
+        seconds: float = 0.03,
+        capacity: int = 8,
+        env: Mapping[str, str] | None = None,
+        **settings: Any,
+    ) -> None:
+        command = [str(SLOW_WORKER), queues.requests, queues.responses, str(seconds), str(capacity)]
+        super().__init__([*command, json.dumps(settings)], log, env)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pairs import sqlite
 from worker_harness import GateEngine, bench, flaky, until, until_empty
-from worker_process import Queues
 
 from rejoinder.adapters import Transient
 from rejoinder.worker import consumer as consumer_module
@@ -126,7 +126,7 @@ async def test_a_fault_of_ours_in_reading_is_that_message_s_error(monkeypatch: p
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
 async def test_logs_never_say_what_a_request_says(tmp_path: Path, log_format: str) -> None:
-    queues = Queues(tmp_path)
+    queues = sqlite(tmp_path)
     worker = subprocess.Popen(
         [sys.executable, str(QUOTING_WORKER), queues.requests, queues.responses, log_format], stderr=subprocess.PIPE
     )
