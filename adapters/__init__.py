@@ -12,6 +12,7 @@ from rejoinder.adapters.errors import (
     Denied,
     LeaseLost,
     NotFound,
+    Refused,
     TooLarge,
     Transient,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "Message",
     "NotFound",
     "Outgoing",
+    "Refused",
     "Subscription",
     "TooLarge",
     "Topic",

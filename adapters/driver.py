@@ -158,7 +158,8 @@ class Topic(Protocol):
         """Make each message durable. One outcome for each, in order: its broker id, or what went wrong.
 
         A returned id means that the message survives the death of this process and, where the broker promises so, of
-        the machine. `TooLarge` for a body above `max_body`. Messages that share an `ordering_key` are delivered in the
-        order of publishing where the broker can. One failed entry does not fail the others. If the call itself
+        the machine. `TooLarge` for a body above `max_body`, `Refused` for what the broker finds wrong with a message
+        by rules of its own, such as a topic's schema. Messages that share an `ordering_key` are delivered in the order
+        of publishing where the broker can. One failed entry does not fail the others. If the call itself
         raises or is cancelled, each message may or may not have been published.
         """

@@ -5,6 +5,7 @@
     ├── Denied      the credentials do not allow it
     ├── NotFound    the queue, topic, subscription or file is not there
     ├── TooLarge    the message is larger than the broker carries
+    ├── Refused     the broker does not take this one message, whatever it takes else (also a ValueError)
     ├── LeaseLost   the lease of this delivery has passed to somebody else, or the message is gone
     └── BadURL      the URL names no adapter, or names it wrongly (also a ValueError)
 
@@ -31,6 +32,10 @@ class NotFound(AdapterError):
 
 class TooLarge(AdapterError):
     """The message is larger than the broker carries."""
+
+
+class Refused(AdapterError, ValueError):
+    """The broker does not take this one message, whatever it takes else."""
 
 
 class LeaseLost(AdapterError):

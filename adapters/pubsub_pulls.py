@@ -6,6 +6,7 @@ worker that asks every 20 s cancels nothing. What a pull brings that nobody take
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 
 from rejoinder.adapters.driver import Message
@@ -19,6 +20,8 @@ LINGER_SECONDS = 2.0
 was there for it has come by then."""
 SHORT_LINGER_SECONDS = 0.2
 """How long such a pull goes on if it is older: for an answer that is on its way just then."""
+EMPTY_SECONDS = 0.1
+"""Between a pull that brought nothing and the next: should the service say so at once, it is not stormed."""
 LET_GO_SECONDS = 5.0
 """How long closing waits for the broker to take back what nobody received."""
 
@@ -32,6 +35,8 @@ class Pull:
     def __init__(self, task: asyncio.Future[list[Message]]) -> None:
         self.task = task
         self.started = asyncio.get_running_loop().time()
+        self.arrived = math.inf
+        """When its answer came: before that began the leases of what it brought."""
         self.wanted = True
         """Whether what it brings may wait for the next `receive`; else it is let go as soon as it is there."""
         self.timer: asyncio.TimerHandle | None = None
@@ -44,7 +49,7 @@ class Pulls:
         self._pull = pull
         self._let_go = let_go
         self.keep_seconds = LINGER_SECONDS
-        """How long what a pull has brought is kept for a `receive`."""
+        """How long what a pull has brought is kept for a `receive`, from when it came."""
         self._open: set[Pull] = set()
         """All whose messages nobody has."""
         self._parked: list[Pull] = []
@@ -58,9 +63,9 @@ class Pulls:
         immediately = wait <= 0
         while True:
             pull = self._taken_over(immediately) or self._start(limit, immediately)
-            left = IMMEDIATE_SECONDS * 2 if immediately else max(deadline - loop.time(), 0)
+            patience = IMMEDIATE_SECONDS * 2 if immediately else max(deadline - loop.time(), 0)
             try:
-                await asyncio.wait({pull.task}, timeout=left)
+                await asyncio.wait({pull.task}, timeout=patience)
             except asyncio.CancelledError:
                 self._park(pull, wanted=False)
                 raise
@@ -70,29 +75,46 @@ class Pulls:
             self._open.discard(pull)
             messages = pull.task.result()
             if len(messages) > limit:
-                self._keep(messages[limit:])
-            if messages or loop.time() >= deadline:
+                self._keep(messages[limit:], pull.arrived)
+            left = deadline - loop.time()
+            if messages or left <= 0:
                 return messages[:limit]
+            await asyncio.sleep(min(EMPTY_SECONDS, left))
 
     def _start(self, limit: int, immediately: bool) -> Pull:
         seconds = IMMEDIATE_SECONDS if immediately else POLL_SECONDS
-        pull = Pull(asyncio.ensure_future(self._pull(limit, seconds, immediately)))
+
+        async def run() -> list[Message]:
+            try:
+                return await self._pull(limit, seconds, immediately)
+            finally:
+                pull.arrived = asyncio.get_running_loop().time()
+
+        pull = Pull(asyncio.ensure_future(run()))
         pull.task.add_done_callback(lambda _: self._done(pull))
         self._open.add(pull)
         return pull
 
-    def _keep(self, messages: list[Message]) -> None:
+    def _keep(self, messages: list[Message], arrived: float) -> None:
         """Keep for the next `receive` what this one did not ask for: the pull was begun by one that asked for more."""
         rest = Pull(asyncio.get_running_loop().create_future())
         rest.task.set_result(messages)
+        rest.arrived = arrived
         self._open.add(rest)
         self._park(rest, wanted=True)
         self._done(rest)
 
     def _taken_over(self, immediately: bool) -> Pull | None:
-        """Find a pull that nobody waits for, rather one that has ended; a `receive` without a wait takes only such."""
-        for pull in sorted(self._parked, key=lambda one: not one.task.done()):
-            if pull.task.done() or not immediately:
+        """Find a pull that nobody waits for, rather one that has ended; a `receive` without a wait takes only such.
+
+        The first to have ended is the first to be taken, for the order of what it brought. What was kept too long, in
+        a process that was suspended, say, is not given out.
+        """
+        latest = asyncio.get_running_loop().time() - self.keep_seconds
+        for pull in sorted(self._parked, key=lambda one: (not one.task.done(), one.arrived)):
+            if pull.arrived < latest:
+                self._end(pull)
+            elif pull.task.done() or not immediately:
                 self._parked.remove(pull)
                 if pull.timer:
                     pull.timer.cancel()
@@ -114,7 +136,7 @@ class Pulls:
                 self._end(pull)
             elif pull.timer:
                 pull.timer.cancel()
-                pull.timer = asyncio.get_running_loop().call_later(self.keep_seconds, self._end, pull)
+                pull.timer = asyncio.get_running_loop().call_at(pull.arrived + self.keep_seconds, self._end, pull)
 
     def _end(self, pull: Pull) -> None:
         """Let go of a parked pull, or of what it has brought."""

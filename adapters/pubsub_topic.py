@@ -1,13 +1,15 @@
 """The sending end of Pub/Sub."""
 
 import asyncio
+import itertools
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 import grpc
 
 from rejoinder.adapters.driver import Outgoing
-from rejoinder.adapters.errors import AdapterError, Denied, TooLarge, Transient
+from rejoinder.adapters.errors import AdapterError, Denied, Refused, TooLarge, Transient
 from rejoinder.adapters.pubsub_wire import (
     CALL_SECONDS,
     GET_TOPIC,
@@ -71,30 +73,43 @@ class PubSubTopic:
                 groups.setdefault(outgoing.ordering_key or "", []).append(number)
         room = asyncio.Semaphore(CONCURRENCY)
 
-        async def send(numbers: list[int]) -> bool:
+        async def send(numbers: list[int]) -> AdapterError | None:
             async with room:
                 outcome = await self._send([messages[number] for number in numbers])
             for place, number in enumerate(numbers):
                 outcomes[number] = outcome if isinstance(outcome, AdapterError) else outcome[place]
-            return not isinstance(outcome, AdapterError)
+            return outcome if isinstance(outcome, AdapterError) else None
 
-        async def in_order(numbers: list[int]) -> None:
-            parts = _parts(messages, numbers)
-            for place, part in enumerate(parts):
-                if not await send(part):
+        async def in_turn(parts: deque[list[int]]) -> None:
+            while parts:
+                part = parts.popleft()
+                failure = await send(part)
+                ordered = messages[part[0]].ordering_key
+                if isinstance(failure, Refused | TooLarge):
+                    # One message that is refused fails its request, and which one is not said: it is found by halves.
+                    half = len(part) // 2
+                    halves = [part[:half], part[half:]] if half else []
+                    if ordered:
+                        parts.extendleft(reversed(halves))
+                    else:
+                        await asyncio.gather(*(in_turn(deque([one])) for one in halves))
+                elif failure and ordered:
                     held = Transient(f"{self.name}: held back, because a message before it of its ordering key failed")
-                    for number in (number for later in parts[place + 1 :] for number in later):
+                    for number in itertools.chain.from_iterable(parts):
                         outcomes[number] = held
                     return
 
-        free = _parts(messages, groups.pop("", []))
-        await asyncio.gather(*map(send, free), *map(in_order, groups.values()))
+        turns = [deque([part]) for part in _parts(messages, groups.pop("", []))]
+        turns += [deque(_parts(messages, numbers)) for numbers in groups.values()]
+        await asyncio.gather(*map(in_turn, turns))
         return outcomes
 
     async def _send(self, messages: list[Any]) -> list[str] | AdapterError:
         try:
             response = await self._publish(PublishRequest(topic=self._resource, messages=messages), PUBLISH_SECONDS)
         except AdapterError as exc:
+            if isinstance(exc, Denied) and cause(exc) is grpc.StatusCode.INVALID_ARGUMENT:
+                return Refused(str(exc))  # by the topic's own rules: all others were checked before
             return exc
         return list(response.message_ids)
 

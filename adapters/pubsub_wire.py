@@ -38,6 +38,9 @@ OPTIONS = (
     # A receive may bring a hundred messages of 10 MB.
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
+    # An exactly-once subscription names every ack id that failed in the trailers, of which gRPC takes 16 KB by default:
+    # an answer that names more would be an error that names none.
+    ("grpc.max_metadata_size", 4 * 1024 * 1024),
     # Channels to one address otherwise share one connection, and a large pull would hold up the heartbeats.
     ("grpc.use_local_subchannel_pool", 1),
     # A connection that has gone silent is noticed after this and `keepalive_time_ms`. A ping's own timeout is a minute
@@ -137,6 +140,8 @@ class Connection:
         self._endpoint = endpoint or SERVICE
         self._credentials = credentials
         self._channels: list[grpc.aio.Channel] = []
+        self.accepted = False
+        """Whether the service has ever answered a call made with these credentials."""
 
     def channel(self) -> "Channel":
         """Open another connection. It is made when it is first used."""
@@ -147,7 +152,7 @@ class Connection:
                 self._endpoint, credentials=self._credentials, options=[*OPTIONS, KEEPALIVE]
             )
         self._channels.append(channel)
-        return Channel(channel)
+        return Channel(channel, self)
 
     async def close(self) -> None:
         """End all connections, and with them the calls that still run."""
@@ -187,13 +192,15 @@ def auth_error(exc: auth_errors.GoogleAuthError) -> AdapterError:
 class Channel:
     """One connection. A large answer on it delays whatever else runs on it, so each kind of traffic has its own."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, connection: Connection) -> None:
         self._channel = channel
+        self._connection = connection
 
     def call(self, method: Method, resource: str, permission: str) -> Callable[[Any, float], Awaitable[Any]]:
         """Return a function (request, seconds) that makes this call about `resource`, which needs `permission`.
 
-        It raises what `error` makes of a failure, with gRPC's own error as the cause.
+        It raises what `error` makes of a failure, with gRPC's own error as the cause; but credentials that were good
+        are taken to be so again: whoever gives out tokens may be late with a new one.
         """
         stub: Any = self._channel.unary_unary(
             method.path,
@@ -209,11 +216,15 @@ class Channel:
                 async with asyncio.timeout(seconds + WATCHDOG_SECONDS):
                     answer = await stub(request, timeout=seconds, metadata=metadata)
             except grpc.aio.AioRpcError as exc:
-                raise error(exc, name, permission) from exc
+                failure = error(exc, name, permission)
+                if exc.code() is grpc.StatusCode.UNAUTHENTICATED and self._connection.accepted:
+                    failure = Transient(str(failure))
+                raise failure from exc
             except TimeoutError as exc:
                 raise Transient(f"{name}: no answer in {seconds:g} s") from exc
             if answer is None:  # gRPC's word for bytes that are no such message
                 raise Transient(f"{name}: the answer cannot be read")
+            self._connection.accepted = True
             return answer
 
         return call

@@ -37,6 +37,15 @@ async def test_each_stale_id_is_a_lost_lease(google, how):
         assert await settle(subscription, how, [messages[0], messages[2]]) == [None, None]
 
 
+async def test_any_number_of_stale_ids_is_told(google):
+    """As after an outage, when every lease of a busy worker has passed to somebody else."""
+    google.info.enable_exactly_once_delivery = True
+    messages = [Message(f"m{i}", b"", {}, None, None, f"{i}".rjust(200, "x")) for i in range(5000)]
+    async with open_subscription(URL) as subscription:
+        outcomes = await subscription.set_lease(messages, 30)
+    assert {type(outcome) for outcome in outcomes} == {LeaseLost}
+
+
 async def test_a_stale_id_is_taken_where_delivery_is_not_exactly_once(google):
     async with open_subscription(URL) as subscription:
         messages = await received(google, subscription, b"1", b"2")

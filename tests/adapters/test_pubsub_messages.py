@@ -8,7 +8,7 @@ import pubsub_resources
 import pytest
 from pubsub_service import TOPIC, Refusal
 
-from rejoinder.adapters import NotFound, Outgoing, TooLarge, Transient, open_subscription, open_topic
+from rejoinder.adapters import NotFound, Outgoing, Refused, TooLarge, Transient, open_subscription, open_topic
 
 URL = f"gcppubsub://{TOPIC}"
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -121,6 +121,28 @@ async def test_what_follows_a_failure_of_its_key_is_held_back_and_no_other(googl
     assert "a message before it of its ordering key failed" in str(outcomes[2])
     sent = [message.attributes["n"] for request in google.requests("Publish") for message in request.messages]
     assert sorted(one for one in sent if one) == ["0", "1"]
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+async def test_a_message_that_the_topic_refuses_fails_no_other(google, key):
+    """As by a schema or a transform of the topic, of which nothing is known here."""
+
+    taken = []
+
+    async def hook(request):
+        numbers = [int(message.attributes["n"]) for message in request.messages]
+        if {3, 8} & set(numbers):
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "The message does not match the schema.")
+        taken.extend(numbers)
+
+    google.hooks["Publish"] = hook
+    async with open_topic(URL) as topic:
+        batch = [Outgoing(b"x", {"n": str(number)}, ordering_key=key) for number in range(20)]
+        outcomes = await topic.publish(batch)
+    kinds = [Refused if number in (3, 8) else str for number in range(20)]
+    assert [type(outcome) for outcome in outcomes] == kinds
+    assert "schema" in str(outcomes[3])
+    assert (taken if key else sorted(taken)) == [number for number in range(20) if number not in (3, 8)]
 
 
 @pytest.mark.parametrize(

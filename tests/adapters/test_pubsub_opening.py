@@ -129,6 +129,14 @@ async def test_a_sender_that_may_not_read_its_topic_can_send(google):
         assert "pubsub.topics.publish" in str(denied)
 
 
+async def test_credentials_that_the_service_never_took_are_denied(google):
+    google.hooks["GetSubscription"] = google.hooks["GetTopic"] = refuse(grpc.StatusCode.UNAUTHENTICATED, "who?")
+    for opener, resource in ((open_subscription, SUBSCRIPTION), (open_topic, TOPIC)):
+        with pytest.raises(Denied, match=r"who\?"):
+            async with opener(f"gcppubsub://{resource}"):
+                pass
+
+
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
@@ -139,7 +147,7 @@ async def test_a_sender_that_may_not_read_its_topic_can_send(google):
         (grpc.StatusCode.UNKNOWN, Transient),
         (grpc.StatusCode.CANCELLED, Transient),
         (grpc.StatusCode.DEADLINE_EXCEEDED, Transient),
-        (grpc.StatusCode.UNAUTHENTICATED, Denied),
+        (grpc.StatusCode.UNAUTHENTICATED, Transient),  # they were good: a new token is late
         (grpc.StatusCode.NOT_FOUND, NotFound),
         (grpc.StatusCode.FAILED_PRECONDITION, Denied),
     ],
