@@ -83,6 +83,7 @@ class Subscription(Protocol):
     def keeps_order(self) -> bool:
         """Whether messages of one ordering key come in order, and must therefore be settled in order.
 
+        They do so over several receives under way at once, too: the one that returns first has the earlier ones.
         If one is let go, those of its key that were received after it are to be let go too, unsettled, or they would
         overtake it.
         """

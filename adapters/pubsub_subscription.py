@@ -64,6 +64,7 @@ class PubSubSubscription:
         self._modify = settling.call(MODIFY, resource, CONSUME)
         self._pull = connection.channel().call(PULL, resource, CONSUME)
         self._pulls = Pulls(self._pull_once, self._let_go)
+        self._pulling = asyncio.Lock()
 
     async def read(self) -> None:
         """Ask the service what the subscription is like.
@@ -101,7 +102,20 @@ class PubSubSubscription:
         """See `rejoinder.adapters.driver.Subscription.receive`. Waiting 0 asks for what the service has at hand."""
         if limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
-        return await self._pulls.receive(min(limit, MAX_RECEIVE), wait)
+        if not self.keeps_order:
+            return await self._pulls.receive(min(limit, MAX_RECEIVE), wait)
+        # One pull at a time: two may each bring messages of one key, and their answers overtake each other.
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + wait
+        try:
+            async with asyncio.timeout(wait):
+                await self._pulling.acquire()
+        except TimeoutError:
+            return []
+        try:
+            return await self._pulls.receive(min(limit, MAX_RECEIVE), max(deadline - clock(), 0))
+        finally:
+            self._pulling.release()
 
     async def _pull_once(self, limit: int, seconds: float, immediately: bool) -> list[Message]:
         request = PullRequest(subscription=self._resource, max_messages=limit, return_immediately=immediately)

@@ -5,18 +5,21 @@ async with aclosing(responses("sqlite:///work.db?queue=responses", count=10)) as
         save(response.read().metadata, response.body)
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from rejoinder.adapters import LeaseLost, Message, Subscription, Transient, open_subscription
+from rejoinder.adapters import AdapterError, LeaseLost, Message, Subscription, Transient, open_subscription
 from rejoinder.client.patience import patiently, to_its_end
 from rejoinder.schemas.envelope import Response
 
 BATCH = 256
 """Responses leased at once, which share a round trip and an ack."""
+BATCH_BYTES = 8 << 20
+"""Where one receive brings more than this, several at once would hold too much."""
 POLL_SECONDS = 5.0
 """Of one receive. A stop need not wait for its end, since it cancels the call."""
 RENEW_AT = 1 / 3
@@ -120,6 +123,7 @@ class _Source:
     def __init__(self, subscription: Subscription, idle: float | None) -> None:
         self._subscription = subscription
         self._idle = idle
+        self._beside = 0
 
     async def take(self, left: int | None) -> list[Message]:
         """Lease some, at most `left`; none when `idle` has passed without any."""
@@ -129,7 +133,35 @@ class _Source:
             wait = POLL_SECONDS if end is None else min(POLL_SECONDS, max(0.0, end - time.monotonic()))
             messages = await patiently(partial(self._subscription.receive, limit, wait))
             if messages or (end is not None and time.monotonic() >= end):
-                return messages
+                return messages + await self._beside_these(messages, limit - len(messages))
+
+    async def _beside_these(self, messages: Sequence[Message], left: int) -> list[Message]:
+        """Lease up to `left` more in several receives at once, where one brings few: they share the ack's round trip.
+
+        Each time that all of them come back full, the next time has twice as many.
+        """
+        most = self._subscription.max_receive
+        if len(messages) < most or sum(len(message.body) for message in messages) > BATCH_BYTES:
+            self._beside = 0
+            return []
+        shares = [min(most, left - taken) for taken in range(0, left, most)][: self._beside]
+        calls = [asyncio.create_task(self._subscription.receive(share, 0)) for share in shares]
+        more: list[Message] = []
+        try:
+            # An error is nobody's: the next receive meets its own.
+            results = await asyncio.gather(*calls, return_exceptions=True)
+        except asyncio.CancelledError:
+            results = await asyncio.gather(*calls, return_exceptions=True)  # these are cancelled too, if not done
+            more = [message for result in results if isinstance(result, list) for message in result]
+            await self.let_go([*messages, *more])
+            raise
+        for result in results:
+            if isinstance(result, list):
+                more += result
+            elif not isinstance(result, AdapterError):
+                raise result
+        self._beside = 2 * self._beside + 1 if len(more) == sum(shares) else 0
+        return more
 
     async def ack(self, messages: Sequence[Message]) -> None:
         """Ack. What could not be acked for now comes again, as at-least-once allows.

@@ -8,7 +8,7 @@ wait for.
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import structlog
@@ -114,10 +114,16 @@ class Consumer:
             await self._receiver.run()
         finally:
             self._stopping = True
-            self.counts.handed_back += len(self._receiver.late)
-            await self._settlement.let_go(self._receiver.late, 0, limit=LAST_SECONDS)
+            await self._end(self._receiver.late)
         if self._fatal is not None:
             raise self._fatal
+
+    async def _end(self, late: Sequence[Message]) -> None:
+        """Let go what came with the stop; what would wait for others of its key waits, to follow them in order."""
+        self.counts.received += len(late)
+        now = asyncio.get_running_loop().time()
+        going = [message for message in late if not (self._turns.busy(message) and self._begun(message, now))]
+        await self._not_begun(going, LAST_SECONDS)
 
     async def _tick(self) -> None:
         """Notice capacity that nobody announced."""
@@ -133,8 +139,32 @@ class Consumer:
     def _take(self, messages: Sequence[Message], asked: float) -> None:
         """Start what a receive brought; `asked` is when it was asked for."""
         self.counts.received += len(messages)
+        closed = [message for message in messages if not self._begun(message, asked)]
+        if closed:
+            self._in_background(self._not_begun(closed))
+
+    def _begun(self, message: Message, asked: float) -> bool:
+        """Begin a message unless one of its key is to come before."""
+        if self._turns.closed_until(message) is not None:
+            return False
+        self._begin(message, asked)
+        return True
+
+    async def _not_begun(self, messages: Sequence[Message], limit: float | None = None) -> None:
+        """Let go what was received and not begun: at once, or when one of its key that was let go has come back."""
+        now = asyncio.get_running_loop().time()
+        delays: dict[float, list[Message]] = {}
         for message in messages:
-            self._begin(message, asked)
+            delays.setdefault(self._turns.closed_until(message) or now, []).append(message)
+        self.counts.handed_back += len(messages)
+        for until, some in delays.items():
+            delay = min(until - now, self._subscription.max_lease_seconds)
+            await self._settlement.let_come(some, delay, limit=limit)
+
+    def _in_background(self, handing_back: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(handing_back)
+        self._handing_back.add(task)
+        task.add_done_callback(self._handing_back.discard)
 
     def _room(self) -> int:
         """How many messages may be received now."""
@@ -172,9 +202,7 @@ class Consumer:
             # It ended without being settled, as by a lost lease: those behind it must not overtake it.
             for one in behind:
                 one.abandon()
-            task = asyncio.create_task(self._hand_back(behind))
-            self._handing_back.add(task)
-            task.add_done_callback(self._handing_back.discard)
+            self._in_background(self._hand_back(behind))
         self._receiver.wake()
 
     async def _process(self, held: Held) -> None:
@@ -306,10 +334,8 @@ class Consumer:
             held.abandon()
         if others:
             await asyncio.wait([held.task for held in others])
-        for held in going:
-            self._keeper.release(held.lease)
         self.counts.handed_back += len(going)
-        await self._settlement.let_go([held.message for held in going], 0, limit=limit)
+        await self._settlement.let_go(going, 0, limit=limit)
 
 
 def _since(held: Held, now: float) -> float:

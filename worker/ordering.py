@@ -1,8 +1,11 @@
 """Messages of one ordering key: run one after the other, in the order in which they were received."""
 
 import asyncio
+import math
 from collections import deque
+from itertools import islice
 
+from rejoinder.adapters import Message
 from rejoinder.worker.held import Held
 
 
@@ -20,6 +23,7 @@ class Turns:
         self._keeps_order = keeps_order
         self._queues: dict[str, deque[Held]] = {}
         self._held = 0
+        self._closed: dict[str, tuple[float, str]] = {}
 
     @property
     def blocked(self) -> int:
@@ -71,6 +75,35 @@ class Turns:
             queue.pop()
             self._left(held, queue)
         return behind
+
+    def busy(self, message: Message) -> bool:
+        """Whether others of its key are held, behind which it would wait."""
+        return message.ordering_key in self._queues
+
+    def close(self, held: Held, seconds: float) -> None:
+        """It was let go for `seconds`: until it comes again, or until then, nothing of its key is to be begun.
+
+        A broker need not hold a key back for a message that is delayed: to Pub/Sub it is one that is being worked on.
+        """
+        key = held.message.ordering_key
+        if key is None or not self._keeps_order or seconds <= 0:
+            return
+        now = asyncio.get_running_loop().time()
+        for other in [other for other, (until, _) in islice(self._closed.items(), 2) if until <= now]:
+            del self._closed[other]  # two for each that is added: what nobody asks for is forgotten
+        self._closed.pop(key, None)
+        self._closed[key] = now + math.ceil(seconds), held.message.id  # brokers round up
+
+    def closed_until(self, message: Message) -> float | None:
+        """The loop's time before which a message that was just received is not to be begun; None: it may be now."""
+        closed = self._closed.get(message.ordering_key) if message.ordering_key is not None else None
+        if closed is None:
+            return None
+        until, awaited = closed
+        if message.id != awaited and until > asyncio.get_running_loop().time():
+            return until
+        del self._closed[str(message.ordering_key)]
+        return None
 
     def _queue(self, held: Held) -> deque[Held] | None:
         return None if held.message.ordering_key is None else self._queues.get(held.message.ordering_key)

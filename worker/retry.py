@@ -1,7 +1,9 @@
 """When to try again, and when to stop: the one place that knows tenacity."""
 
 import asyncio
+import math
 import random
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -32,6 +34,10 @@ _BACKOFF = wait_random_exponential(multiplier=_BACKOFF_FIRST, max=_BACKOFF_MAX)
 # Adapters watch their own calls; one that does not return in this time all the same is taken for lost and tried again.
 CALL_SECONDS = 60.0
 
+# Thousands of answers may wait for one broker, each trying by itself: one line a second for each kind of call.
+_WARN_SECONDS = 1.0
+_warned: dict[str, float] = {}
+
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
@@ -59,8 +65,10 @@ class RetryPolicy:
         """What becomes of a delivery that failed with a retryable error."""
         if attempt < self.cap:
             return "retry"
-        # After the last error is answered, a message that the queue's policy takes is left to it.
-        leave = self.dead_letter_after is not None and attempt >= self.dead_letter_after
+        # After the last error is answered, a message that the queue's policy takes is left to it: at once, or, as on
+        # Pub/Sub, soon. One that still comes after as many deliveries more is not taken, as where Pub/Sub may not
+        # publish to the dead-letter topic, and would be answered for ever.
+        leave = self.dead_letter_after is not None and self.dead_letter_after <= attempt <= 2 * self.dead_letter_after
         return "answer_and_leave" if leave else "answer_and_ack"
 
     def exhausted(self, attempt: int | None) -> bool:
@@ -76,12 +84,16 @@ class RetryPolicy:
 
 def _warn(what: str) -> Callable[[RetryCallState], None]:
     def before_sleep(state: RetryCallState) -> None:
+        now = time.monotonic()
+        if now < _warned.get(what, -math.inf) + _WARN_SECONDS:
+            return
+        _warned[what] = now
         outcome = state.outcome
-        error = outcome.exception() if outcome is not None and outcome.failed else None
+        error = None if outcome is None else outcome.exception() if outcome.failed else outcome.result()
         log.warning(
             "broker_retry",
             call=what,
-            error=str(error) if error else "some entries failed",
+            error=str(error) if isinstance(error, BaseException) else "some entries failed",
             tries=state.attempt_number,
             next_in=round(state.upcoming_sleep, 2),
         )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from rejoinder.adapters import AdapterError, Denied, LeaseLost, Message, NotFound, Subscription, Transient
+from rejoinder.adapters import AdapterError, Denied, LeaseLost, Message, NotFound, Subscription, TooLarge, Transient
 from rejoinder.worker.attempts import Attempts
 from rejoinder.worker.batcher import Batcher
 from rejoinder.worker.handler import Answer
@@ -75,7 +75,7 @@ class Settlement:
             await self._replier.publish(message, answer, lambda: not held.abandoned)
         except LeaseLost:
             return  # said already, where the lease was found lost
-        except ValueError as exc:
+        except (ValueError, TooLarge) as exc:
             # A fault of ours or of the adapter's, on this response alone: it must not end the worker.
             log.error("response_refused", message_id=message.id, response_id=answer.response_id, error=str(exc))
             await self._retry_later(held, answer, attempt)
@@ -85,8 +85,7 @@ class Settlement:
         self._counts.failed += answer.status_code >= 400
         held.answered = True  # and renewed until the ack is through: a slow ack must not bring the message back
         if action == "answer_and_leave":
-            self._keeper.release(held.lease)
-            await self.let_go([message], 0)
+            await self.let_go([held], 0)
             self._turns.passed(held)
         else:
             await self._acked(held, answer)
@@ -128,19 +127,18 @@ class Settlement:
 
     async def _back(self, held: Held, behind: Sequence[Held], delay: float) -> None:
         """Let a message come back in `delay` seconds, and those behind it that waited for their turn."""
-        self._keeper.release(held.lease)
         # In one call and with one delay, so that none of those behind can be received before this one.
-        await self.let_go([held.message, *self._freed(behind)], delay)
+        await self.let_go([held, *self._freed(behind)], delay)
+        self._turns.close(held, delay)
         if late := self._freed(self._turns.cut(held)):  # received meanwhile: kept its place until now for their sake
             await self.let_go(late, delay)
 
-    def _freed(self, behind: Sequence[Held]) -> list[Message]:
-        """The messages of those that waited for their turn in vain."""
+    def _freed(self, behind: Sequence[Held]) -> Sequence[Held]:
+        """Stop those that waited for their turn in vain."""
         for one in behind:
             one.abandon()
-            self._keeper.release(one.lease)
         self._counts.handed_back += len(behind)
-        return [one.message for one in behind]
+        return behind
 
     async def _ack(self, messages: Sequence[Message]) -> Sequence[AdapterError | None]:
         try:
@@ -153,11 +151,19 @@ class Settlement:
         await self._replier.abort()
         await self._acks.abort()
 
-    async def let_go(self, messages: Sequence[Message], seconds: float, *, limit: float | None = None) -> None:
+    async def let_go(self, helds: Sequence[Held], seconds: float, *, limit: float | None = None) -> None:
+        """Renew messages no more and let them come back in `seconds`. See `let_come`."""
+        leases = [held.lease for held in helds]
+        for lease in leases:
+            self._keeper.release(lease)
+        await self._keeper.quiet(leases, limit)
+        await self.let_come([held.message for held in helds], seconds, limit=limit)
+
+    async def let_come(self, messages: Sequence[Message], seconds: float, *, limit: float | None = None) -> None:
         """Make messages available again in `seconds`. If the broker cannot be told, their leases run out instead.
 
         Args:
-            messages: Held ones, in the order of their receipt.
+            messages: Whose leases nobody renews, in the order of their receipt.
             seconds: From now; 0: at once.
             limit: Seconds to try for. Default: as long as a lease lasts, for then it has run out.
         """

@@ -231,3 +231,24 @@ async def test_limits_and_waits_are_sent_as_asked(google):
         await subscription.receive(3, 0)
     requests = google.requests("Pull")
     assert [(request.max_messages, request.return_immediately) for request in requests] == [(100, True), (3, True)]
+
+
+async def test_where_order_is_kept_one_pull_at_a_time_brings_messages(google):
+    google.info.enable_message_ordering = True
+    async with open_subscription(URL) as subscription:
+        receives = [asyncio.create_task(subscription.receive(1, 20)) for _ in range(3)]
+        for body in (b"1", b"2", b"3"):
+            await until(lambda: google.pulling)
+            assert google.pulling == 1
+            google.waiting.put_nowait(body)
+            (message,) = await receives.pop(0)
+            assert message.body == body
+        waiting = asyncio.create_task(subscription.receive(1, 20))
+        await until(lambda: google.pulling)
+        assert await subscription.receive(1, 0) == []
+        assert await subscription.receive(1, 0.05) == []
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        google.waiting.put_nowait(b"4")
+        (message,) = await subscription.receive(1, 20)
+        assert message.body == b"4"

@@ -2,12 +2,14 @@
 
 import asyncio
 import json
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rejoinder.adapters import Backlog, Outgoing, Transient, open_subscription, open_topic
+from rejoinder.adapters import Backlog, Message, Outgoing, Subscription, Transient, open_subscription, open_topic
 from rejoinder.client import consume as module
 from rejoinder.client import patience
 from rejoinder.client.collect import collect, open_kept
@@ -57,6 +59,85 @@ async def test_ends_when_idle(url) -> None:
     await put(url, 2)
     assert len([received async for received in responses(url, idle=0.05)]) == 2
     assert [received async for received in responses(url, idle=0)] == []
+
+
+class Tens:
+    """A subscription that gives ten messages in one receive, and knows how many receives are under way."""
+
+    def __init__(self, inner: Subscription) -> None:
+        self.inner = inner
+        self.max_receive = 10
+        self.under_way = 0
+        self.most = 0
+        self.hang = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    async def receive(self, limit: int, wait: float) -> list[Message]:
+        assert 1 <= limit <= 256
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            messages = await self.inner.receive(min(limit, 10), wait)
+            try:
+                while self.hang and self.under_way > 2:
+                    await asyncio.sleep(0.005)
+            except asyncio.CancelledError:
+                await self.inner.set_lease(messages, 0)  # cancelling loses nothing
+                raise
+            return messages
+        finally:
+            self.under_way -= 1
+
+
+@pytest.fixture
+def tens(monkeypatch: pytest.MonkeyPatch) -> list[Tens]:
+    """What is opened, in the order of opening."""
+    opened: list[Tens] = []
+
+    @asynccontextmanager
+    async def opening(url: str) -> AsyncIterator[Tens]:
+        async with open_subscription(url) as inner:
+            opened.append(Tens(inner))
+            yield opened[-1]
+
+    monkeypatch.setattr(module, "open_subscription", opening)
+    return opened
+
+
+@pytest.mark.parametrize("count", [None, 500])
+async def test_where_one_receive_brings_few_several_go_together(url, tens: list[Tens], count: int | None) -> None:
+    await put(url, 505)
+    idle = 0.0 if count is None else None
+    got = [number(received) async for received in responses(url, count=count, idle=idle)]
+    assert sorted(got) == list(range(count or 505))
+    assert tens[0].most > 4
+    assert await backlog(url) == Backlog(waiting=505 - len(got), held=0, dead=None)
+
+
+async def test_one_receive_is_enough_for_few(url, tens: list[Tens]) -> None:
+    await put(url, 19)
+    assert len([received async for received in responses(url, idle=0)]) == 19
+    assert tens[0].most == 1
+
+
+async def test_cancelled_between_receives_nothing_stays_leased(url, tens: list[Tens]) -> None:
+    await put(url, 500)
+
+    async def consume() -> None:
+        async for _ in responses(url):
+            tens[0].hang = tens[0].most > 2
+
+    task = asyncio.create_task(consume())
+    async with asyncio.timeout(20):
+        while not (tens and tens[0].hang and tens[0].under_way > 2):
+            await asyncio.sleep(0.005)
+    task.cancel()
+    await asyncio.wait({task})
+    left = await backlog(url)
+    assert left.held == 0
+    assert left.waiting
 
 
 async def test_what_was_broken_off_comes_again(url) -> None:

@@ -1,6 +1,7 @@
 """Messages of one ordering key: answered and acked one at a time, in their order, whatever happens to them."""
 
 import asyncio
+import contextlib
 import json
 import random
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from group_queue import GroupQueue, opener
 from worker_harness import Bench, GateEngine, bench, until
 
+from rejoinder.adapters import Message
 from rejoinder.worker import consumer as consumer_module
 from rejoinder.worker.engines.protocol import EngineRequest
 from rejoinder.worker.errors import BadRequest, Failed, Unavailable
@@ -119,6 +121,49 @@ async def test_one_that_comes_back_takes_those_behind_it_along(queue: GroupQueue
         assert [event.number for event in queue.events if event.what == "let go"] == [0, 1, 2]
         assert it.engine.started == ["a1", "a1", "a2", "a3"]
         assert acked(queue) == [0, 1, 2]
+
+
+async def test_what_comes_while_an_earlier_one_is_delayed_does_not_overtake_it(queue: GroupQueue) -> None:
+    queue.hold_back = False  # as Pub/Sub, to which a delayed message is one that is being worked on
+    async with bench(GateEngine(), retry_delay_seconds=1.0) as it:
+        it.engine.open = True
+        it.engine.errors["a1"] = [Unavailable("busy")]
+        queue.send("a", envelope("a1"))
+        await until(lambda: [event.what for event in queue.events] == ["received", "let go"])
+        queue.send("a", envelope("a2"))
+        queue.send("b", envelope("b1"))
+        await until(lambda: not queue.left)
+        assert it.engine.started == ["a1", "b1", "a1", "a2"]
+        assert acked(queue) == [2, 0, 1]
+
+
+async def test_what_comes_with_the_stop_goes_back_behind_those_of_its_key(
+    queue: GroupQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.hold_back = False
+    receive, leave = queue.receive, asyncio.Event()
+
+    async def slow(limit: int, wait: float) -> list[Message]:
+        messages = await receive(limit, wait)
+        if any(message.id == "2" for message in messages):
+            with contextlib.suppress(asyncio.CancelledError):
+                await leave.wait()
+        return messages
+
+    monkeypatch.setattr(queue, "receive", slow)
+    async with bench(GateEngine(capacity=1), prefetch=9) as it:
+        queue.send("a", envelope("a0"))
+        queue.send("a", envelope("a1"))
+        await until(lambda: it.engine.running and len(queue.events) == 2)
+        for key in ("a", "b"):
+            queue.send(key, envelope("late"))
+        await until(lambda: len(queue.events) == 4)
+        it.signals.receive("SIGTERM")
+        await until(lambda: [e.number for e in queue.events if e.what == "let go"] == [3])
+        it.engine.release("a0")
+        assert it.task is not None
+        await asyncio.wait_for(it.task, 10)
+        assert [e.number for e in queue.events if e.what == "let go"] == [3, 1, 2]
 
 
 async def test_a_last_attempt_that_is_left_to_the_queue_lets_the_next_go_on(queue: GroupQueue) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+import structlog
 
 from rejoinder.adapters import AdapterError, Denied, Transient, open_subscription, open_topic
 from rejoinder.adapters.driver import Outgoing
@@ -124,6 +125,8 @@ def test_delays_grow_are_jittered_and_end_at_the_cap() -> None:
         (9, 5, 4, "retry", False),
         (9, 5, 5, "answer_and_leave", False),
         (5, 5, 5, "answer_and_leave", False),
+        (5, 5, 10, "answer_and_leave", False),
+        (5, 5, 11, "answer_and_ack", True),
     ],
 )
 def test_what_becomes_of_a_failed_delivery(
@@ -133,6 +136,21 @@ def test_what_becomes_of_a_failed_delivery(
     assert policy.on_failure(attempt) == action
     assert policy.exhausted(attempt) is exhausted
     assert policy.exhausted(None) is False
+
+
+async def test_many_that_wait_for_one_broker_say_so_once_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = structlog.testing.CapturingLogger()
+    monkeypatch.setattr("rejoinder.worker.retry.log", log)
+    tries: dict[int, int] = {}
+
+    async def publish(number: int) -> str | AdapterError:
+        tries[number] = tries.get(number, 0) + 1
+        return Transient("no route to it") if tries[number] < 3 else "done"
+
+    tried = [entry_until("a call of this test", lambda n=n: publish(n)) for n in range(100)]
+    assert await asyncio.gather(*tried) == ["done"] * 100
+    (line,) = log.calls
+    assert (line.args, line.kwargs["error"]) == (("broker_retry",), "no route to it")
 
 
 async def test_only_transient_entries_are_tried_again() -> None:

@@ -9,7 +9,7 @@ import pytest
 from group_queue import GroupQueue, opener
 from worker_harness import GateEngine, bench, flaky, until, until_empty
 
-from rejoinder.adapters import AdapterError, Message, Outgoing, Refused
+from rejoinder.adapters import AdapterError, Message, Outgoing, Refused, TooLarge
 from rejoinder.worker import carrying
 from rejoinder.worker.engines.echo import EchoEngine
 
@@ -138,6 +138,26 @@ async def test_a_broker_that_carries_nothing_ends_nobody(monkeypatch: pytest.Mon
         topic.publish.refused = b""
         await it.responses_until(1)
         await until_empty(it)
+
+
+async def test_a_response_of_which_not_even_an_error_fits_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with bench(start=False) as it, flaky(it, monkeypatch) as (_, topic):
+        it.engine.open = True
+        small = True
+
+        async def publish(batch: Sequence[Outgoing]) -> list[str | AdapterError]:
+            done: list[str | AdapterError] = await topic.inner.publish(batch)
+            big = [small and outgoing.attributes["response_id"] == "big" for outgoing in batch]
+            return [TooLarge("too large") if large else one for large, one in zip(big, done, strict=True)]
+
+        topic.publish = publish
+        await it.send("a", options={"inference_id": "big"})
+        await it.send("b")
+        it.start()
+        await until(lambda: it.engine.started.count("a") > 2)
+        small = False
+        await until_empty(it)
+        await it.stop()
 
 
 async def test_a_request_that_is_stored_elsewhere_is_403(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,5 @@ async def test_no_lease_is_renewed_past_the_brokers_limit(queue: GroupQueue) -> 
     # The queue would go on renewing it: it is the keeper that stops.
     await asyncio.wait_for(lost.wait(), 20)
     assert lease.ends <= lease.held_until
-    assert len(keeper) == 0
     running.cancel()
     await asyncio.wait({running})
