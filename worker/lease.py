@@ -50,6 +50,7 @@ class LeaseKeeper:
         self._due: dict[Lease, float] = {}
         self._failed: dict[Lease, float] = {}
         self._changed = asyncio.Event()
+        self._clock = asyncio.get_running_loop().time
 
     def __len__(self) -> int:
         return len(self._due) + len(self._failed)
@@ -62,7 +63,7 @@ class LeaseKeeper:
             received: The loop's time just before it was asked for: its lease began no earlier.
             on_lost: Called once if the lease is found to have passed to somebody else.
         """
-        now = asyncio.get_running_loop().time()
+        now = self._clock()
         held_until = now + self._subscription.max_hold_seconds
         lease = Lease(message, on_lost, received + self._seconds, now + self._max_hold, held_until)
         if not self._due and not self._failed:
@@ -85,7 +86,7 @@ class LeaseKeeper:
 
         A broker that cannot be asked is believed to have kept it: at worst an answer is given twice, never none.
         """
-        if asyncio.get_running_loop().time() < lease.ends:
+        if self._clock() < lease.ends:
             return True
         (outcome,) = await self._set([lease])
         return not isinstance(outcome, LeaseLost)
@@ -96,9 +97,8 @@ class LeaseKeeper:
         Raises:
             AdapterError: the broker refuses renewals for good.
         """
-        loop = asyncio.get_running_loop()
         while True:
-            now = loop.time()
+            now = self._clock()
             # What falls due within a tenth of the period goes along: fewer, larger calls.
             horizon = now + self._period / 10
             ready = [lease for lease, due in self._failed.items() if due <= now]
@@ -120,7 +120,7 @@ class LeaseKeeper:
         return min(first, min(self._failed.values(), default=float("inf")))
 
     async def _renew(self, leases: Sequence[Lease]) -> None:
-        asked = asyncio.get_running_loop().time()
+        asked = self._clock()
         for lease in leases:
             if lease.renew_until < asked:
                 log.error("lease_held_too_long", message_id=lease.message.id)
@@ -141,7 +141,7 @@ class LeaseKeeper:
                 raise outcome  # for good: without renewals every lease would be lost
             else:
                 log.warning("lease_renewal_failed", message_id=lease.message.id, error=str(outcome))
-                self._failed[lease] = asyncio.get_running_loop().time() + RETRY_SECONDS
+                self._failed[lease] = self._clock() + RETRY_SECONDS
 
     async def _set(self, leases: Sequence[Lease]) -> Sequence[AdapterError | None]:
         try:
