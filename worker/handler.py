@@ -48,6 +48,8 @@ class Answer:
     response_id: str
     error: RequestError | None = None
     """What went wrong, where something did."""
+    named_by_message: bool = False
+    """`response_id` is known to be the message's own, not an `inference_id`."""
 
     @property
     def retryable(self) -> bool:
@@ -194,7 +196,7 @@ class Handler:
             raise
         except Exception as exc:  # noqa: BLE001 - an engine's bug is this request's error, not the worker's end
             return refusal(_failed(exc, name), job.metadata, name)
-        return Answer(200, job.metadata, body, name)
+        return Answer(200, job.metadata, body, name, named_by_message=job.options.inference_id is None)
 
 
 def refusal(error: RequestError, metadata: str | None, name: str) -> Answer:
