@@ -92,8 +92,8 @@ def parse_request(data: bytes) -> ParsedRequest:
     """
     values, metadata = read_object(data)
     # Before pydantic, which would make an error of each: a small message of a million keys must cost no gigabytes.
-    known, options = Options.model_fields, values.get("options")
-    unknown = next((key for key in options if key not in known), None) if isinstance(options, dict) else None
+    options = values.get("options")
+    unknown = _unknown(options) if isinstance(options, dict) else None
     if metadata is None:
         raise WireError(
             "metadata is missing: it must be a JSON object, and comes back with the response", param="metadata"
@@ -101,7 +101,7 @@ def parse_request(data: bytes) -> ParsedRequest:
     if not isinstance(values["metadata"], dict):
         raise WireError("metadata must be a JSON object", param="metadata")
     if unknown is not None:
-        message = f"options.{unknown} is not a supported option; known are {', '.join(known)}"
+        message = f"options.{unknown} is not a supported option; known are {', '.join(Options.model_fields)}"
         raise WireError(message, param=f"options.{unknown}", metadata=metadata)
     if ("body" in values) == (values.get("input_location") is not None):
         problem = "body and input_location are both given" if "body" in values else "body is missing"
@@ -116,6 +116,11 @@ def parse_request(data: bytes) -> ParsedRequest:
         message, param = first_problem(exc, Request, values)
         raise WireError(message, param=param, metadata=metadata) from exc
     return ParsedRequest(request.path, body, request.input_location, request.options, metadata)
+
+
+def _unknown(options: dict[str, Any]) -> str | None:
+    known = Options.model_fields
+    return next((key for key in options if key not in known), None)
 
 
 def _is_plain(values: dict[str, Any]) -> bool:

@@ -28,6 +28,7 @@ class Batcher(Generic[Item, Outcome]):
         self._flush = flush
         self._max_items = max_items
         self._concurrency = concurrency
+        self._loop = asyncio.get_running_loop()
         self._pending: deque[tuple[Item, asyncio.Future[Outcome]]] = deque()
         # A number, not the tasks: a task is done one turn after its last step, and what is submitted in that turn would
         # find it counted and wait for somebody else to submit.
@@ -36,7 +37,7 @@ class Batcher(Generic[Item, Outcome]):
 
     async def submit(self, item: Item) -> Outcome:
         """Put `item` into the next batch and return its outcome. Cancelling the caller does not recall the item."""
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Outcome] = self._loop.create_future()
         self._pending.append((item, future))
         if self._draining < self._concurrency:
             self._draining += 1

@@ -16,6 +16,8 @@ _TRACEPARENT = re.compile(
 
 def attribute(value: str) -> str:
     """`value` as an attribute can carry it: unchanged where it can be, else its SHA-256 in hexadecimal."""
+    if value.isascii() and value.isprintable() and 0 < len(value) <= _VALUE_BYTES:  # the usual case
+        return value
     if _VALUE.fullmatch(value) and len(value.encode()) <= _VALUE_BYTES:
         return value
     return _hashed(value)

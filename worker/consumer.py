@@ -84,7 +84,10 @@ class Consumer:
         self._stopping = False
         self._pace = Pace()
         self._receiver = Receiver(subscription, self._room, self._take, self._pace)
-        self._waits = Waits(asyncio.get_running_loop().time())
+        # Kept, here and below: until Python 3.12, looking the running loop up is a call of the system each time.
+        self._loop = asyncio.get_running_loop()
+        self._clock = self._loop.time
+        self._waits = Waits(self._clock())
         self._fatal: BaseException | None = None
         self._handing_back: set[asyncio.Task[None]] = set()
         self.counts = Counts()
@@ -176,7 +179,7 @@ class Consumer:
         prefetch = self._prefetch
         if prefetch is None:
             burst = min(capacity, math.ceil(self._pace.completed_in_one_receive()))
-            steady = math.ceil(self._pace.steadily_in_one_receive(asyncio.get_running_loop().time()))
+            steady = math.ceil(self._pace.steadily_in_one_receive(self._clock()))
             prefetch = max(1, burst, steady)
         busy = len(self._held) - self._settling - min(self._turns.blocked, MAX_BLOCKED)
         return capacity + prefetch - busy
@@ -185,12 +188,12 @@ class Consumer:
 
     def _begin(self, message: Message, asked: float) -> None:
         """Start one message's task; `asked` is when it was asked for, before which its lease cannot have begun."""
-        held = Held(message, asyncio.get_running_loop().time())
+        held = Held(message, self._clock())
         held.lease = self._keeper.hold(message, asked, lambda: self._lost(held))
         self._held[held] = None
         self._held_bytes += len(message.body)
         self._turns.enter(held)
-        held.task = asyncio.create_task(self._process(held))
+        held.task = self._loop.create_task(self._process(held))
         # Not in the task itself: one that is cancelled before its first step never runs a line.
         held.task.add_done_callback(lambda _: self._forget(held))
 
@@ -236,7 +239,7 @@ class Consumer:
             return job
         if self._policy.exhausted(message.attempt):
             # Earlier deliveries ended with their worker or their lease: running it again could end this one too.
-            return exhausted(2 * self._policy.cap, job.metadata, job.engine_request.response_id)
+            return exhausted(2 * self._policy.cap, job.metadata, job.response_id)
         latest = held.received + self._max_hold
         if not self._slots.try_acquire():
             try:
@@ -244,16 +247,17 @@ class Consumer:
                     await self._slots.acquire()
             except TimeoutError:
                 error = TimedOut(f"held for {self._max_hold:g} s without being started")
-                return refusal(error, job.metadata, job.engine_request.response_id)
-        clock = asyncio.get_running_loop().time
-        self._waits.started(clock(), _since(held, clock()))
+                return refusal(error, job.metadata, job.response_id)
+        now = self._clock()
+        self._waits.started(now, _since(held, now))
         try:
             held.stage = Stage.RUNNING
             answer = await self._handler.run(job, latest, held.waits)
         finally:
             self._slots.release()
-            self._waits.ended(clock())
-        self._pace.completed(clock())
+            now = self._clock()
+            self._waits.ended(now)
+        self._pace.completed(now)
         return answer
 
     def _lost(self, held: Held) -> None:
@@ -292,11 +296,11 @@ class Consumer:
         is away must not keep a stopping worker alive.
         """
         self.stop_receiving()
-        deadline = asyncio.get_running_loop().time() + grace
+        deadline = self._clock() + grace
         await self._hand_back(self._unless(Stage.RUNNING, Stage.SETTLING), min(grace, LAST_SECONDS))
         await self._until_done(deadline, hurry)
         await self._hand_back(self._unless(Stage.SETTLING), LAST_SECONDS)
-        await self._until_done(asyncio.get_running_loop().time() + LAST_SECONDS, asyncio.Event())
+        await self._until_done(self._clock() + LAST_SECONDS, asyncio.Event())
         left = list(self._held)
         if left:
             # First, so that nothing is published after its message was handed back.
@@ -319,7 +323,7 @@ class Consumer:
         tasks = [*(held.task for held in self._held), *self._handing_back]
         hurrying = asyncio.create_task(hurry.wait())
         ends: set[asyncio.Future[Any]] = {hurrying, asyncio.gather(*tasks, return_exceptions=True)}
-        left = max(0.0, deadline - asyncio.get_running_loop().time())
+        left = max(0.0, deadline - self._clock())
         await asyncio.wait(ends, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         hurrying.cancel()
 

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -48,6 +48,8 @@ class Answer:
     response_id: str
     error: RequestError | None = None
     """What went wrong, where something did."""
+    named_by_message: bool = False
+    """`response_id` is known to be the message's own, not an `inference_id`."""
 
     @property
     def retryable(self) -> bool:
@@ -59,7 +61,12 @@ class Answer:
 class Job:
     """A request that can be started."""
 
-    engine_request: EngineRequest
+    path: str
+    body: Any
+    response_id: str
+    created: int
+    """See `EngineRequest.created`."""
+    attempt: int | None
     metadata: str
     options: Options
     expires_at: float
@@ -102,6 +109,7 @@ class Handler:
         self._default_path = default_path
         self._max_request_bytes = max_request_bytes
         self._invocation_timeout = invocation_timeout
+        self._clock = asyncio.get_running_loop().time
 
     async def accept(self, message: Message) -> Job | Answer:
         """Read and check a message: a job to run, or the answer if there is nothing to run. Never raises."""
@@ -145,13 +153,8 @@ class Handler:
                 param="input_location",
             )
         expires_at, reason = _expiry(options, message.sent_at)
-        job = Job(
-            EngineRequest(path, parsed.body, name, int(message.sent_at or 0), message.attempt),
-            parsed.metadata,
-            options,
-            expires_at,
-            reason,
-        )
+        created = int(message.sent_at or 0)
+        job = Job(path, parsed.body, name, created, message.attempt, parsed.metadata, options, expires_at, reason)
         _check_expiry(job)
         return job
 
@@ -166,9 +169,8 @@ class Handler:
         Raises:
             EngineGone: the engine will not come back; nothing is known of the request.
         """
-        name = job.engine_request.response_id
+        name, clock = job.response_id, self._clock
         limit = float(job.options.invocation_timeout_seconds or self._invocation_timeout)
-        clock = asyncio.get_running_loop().time
         timer = asyncio.timeout_at(min(clock() + limit, latest))
 
         def waits(waiting: bool) -> None:
@@ -178,8 +180,9 @@ class Handler:
 
         try:
             _check_expiry(job)
+            request = EngineRequest(job.path, job.body, name, job.created, job.attempt, waits)
             async with timer:
-                body = await self._engine.generate(replace(job.engine_request, waits=waits))
+                body = await self._engine.generate(request)
         except TimeoutError as exc:
             if not timer.expired():  # not ours: something inside the engine timed out
                 return refusal(_failed(exc, name), job.metadata, name)
@@ -193,7 +196,7 @@ class Handler:
             raise
         except Exception as exc:  # noqa: BLE001 - an engine's bug is this request's error, not the worker's end
             return refusal(_failed(exc, name), job.metadata, name)
-        return Answer(200, job.metadata, body, name)
+        return Answer(200, job.metadata, body, name, named_by_message=job.options.inference_id is None)
 
 
 def refusal(error: RequestError, metadata: str | None, name: str) -> Answer:
@@ -214,6 +217,8 @@ def _failed(exc: Exception, name: str) -> Failed:
 
 
 def _expiry(options: Options, sent_at: float | None) -> tuple[float, str]:
+    if options.deadline is None and options.request_ttl_seconds is None:
+        return float("inf"), ""
     candidates = [(float("inf"), "")]
     if options.deadline is not None:
         candidates.append((options.deadline.timestamp(), f"its deadline {options.deadline.isoformat()} has passed"))

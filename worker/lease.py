@@ -61,6 +61,7 @@ class LeaseKeeper:
         self._renewals: dict[asyncio.Task[None], None] = {}
         self._refused: BaseException | None = None
         self._changed = asyncio.Event()
+        self._clock = asyncio.get_running_loop().time
 
     def hold(self, message: Message, received: float, on_lost: Callable[[], None]) -> Lease:
         """Keep the lease of `message` alive until `release`.
@@ -70,7 +71,7 @@ class LeaseKeeper:
             received: The loop's time just before it was asked for: its lease began no earlier.
             on_lost: Called once if the lease is found to have passed to somebody else.
         """
-        now = asyncio.get_running_loop().time()
+        now = self._clock()
         held_until = now + self._subscription.max_hold_seconds
         lease = Lease(message, on_lost, received + self._seconds, now + self._max_hold, held_until)
         if not self._due and not self._failed:
@@ -102,7 +103,7 @@ class LeaseKeeper:
 
         A broker that cannot be asked is believed to have kept it: at worst an answer is given twice, never none.
         """
-        if asyncio.get_running_loop().time() < lease.ends:
+        if self._clock() < lease.ends:
             return True
         (outcome,) = await self._set([lease])
         return not isinstance(outcome, LeaseLost)
@@ -130,7 +131,7 @@ class LeaseKeeper:
 
     def _start_due(self) -> float | None:
         """Start renewing what is due; return for how many seconds nothing more is to be started, None for ever."""
-        now = asyncio.get_running_loop().time()
+        now = self._clock()
         while len(self._renewals) < CALLS:
             first = min((due for queue in (self._failed, self._due) for due in islice(queue.values(), 1)), default=None)
             if first is None or first > now:
@@ -162,10 +163,9 @@ class LeaseKeeper:
         return leases
 
     async def _renew(self, leases: Sequence[Lease]) -> None:
-        clock = asyncio.get_running_loop().time
-        asked = clock()
+        asked = self._clock()
         outcomes = await self._set(leases)
-        again = clock() + min(RETRY_SECONDS, self._period / 4)
+        again = self._clock() + min(RETRY_SECONDS, self._period / 4)
         refused: AdapterError | None = None
         failed: list[AdapterError] = []
         for lease, outcome in zip(leases, outcomes, strict=True):

@@ -45,6 +45,8 @@ class Replier:
             AdapterError: the broker refuses the response for good (permission, topic gone).
         """
         outcome = await self._submit(message, answer, wanted)
+        if isinstance(outcome, str):  # the usual case
+            return
         if isinstance(outcome, TooLarge):
             log.error("response_too_large", message_id=message.id, response_id=answer.response_id, error=str(outcome))
             outcome = await self._submit(message, _too_large(answer, str(outcome)), wanted)
@@ -97,7 +99,8 @@ class Replier:
             body = write_response(500, answer.metadata, ErrorBody.of(detail))
         key = None if message.ordering_key is None else carrying.name(message.ordering_key)
         # Of the message, not of an inference_id: two requests that share one are both answered.
-        identity = response_id(self._subscription, message.id, None)
+        own = answer.named_by_message
+        identity = answer.response_id if own else response_id(self._subscription, message.id, None)
         return Outgoing(body, attributes, ordering_key=key, deduplication_id=identity)
 
 
