@@ -90,15 +90,17 @@ async def test_a_response_carries_its_requests_key_and_its_own_name(monkeypatch:
         for key, name in (("plain", "doc-1"), ("plain", "doc-1"), ("with space é", "doc 2"), (None, "x" * 64)):
             envelope = {"path": "/run", "metadata": {}, "body": 1, "options": {"inference_id": name}}
             queue.send(key, json.dumps(envelope).encode())
+        queue.send("plain", json.dumps({"path": "/run", "metadata": {}, "body": 1}).encode())
         it.start()
-        await it.responses_until(4)
+        await it.responses_until(5)
         published = topic.publish.published
         by_name = {outgoing.attributes["response_id"]: outgoing for outgoing in published}
         assert by_name["doc-1"].ordering_key == "plain"
         assert by_name["doc 2"].ordering_key == carrying.name("with space é") != "with space é"
         assert by_name["x" * 64].ordering_key is None
         identities = [outgoing.deduplication_id for outgoing in published]
-        assert len(set(identities)) == 4, "requests that share an inference_id are both answered"
+        assert len(set(identities)) == 5, "requests that share an inference_id are both answered"
+        assert set(identities) & set(by_name), "without an inference_id, the two names are one"
         assert identities == [carrying.name(str(identity)) for identity in identities]
 
 
