@@ -87,6 +87,7 @@ def _subscribed(attributes: Mapping[str, str], listed: Sequence[Mapping[str, str
         return ok("subscriptions", f"{confirmed}{', such as ' + listed[0].get('Endpoint', '') if listed else ''}")
     waiting = int(attributes.get("SubscriptionsPending", 0))
     fact = f"none ({waiting} to be confirmed): responses are lost"
-    make = f"aws sns subscribe --topic-arn {arn} --protocol sqs --notification-endpoint QUEUE_ARN"
+    region = arn.split(":")[3]
+    make = f"aws sns subscribe --region {region} --topic-arn {arn} --protocol sqs --notification-endpoint QUEUE_ARN"
     raw = "--attributes RawMessageDelivery=true, and let the queue's policy allow sqs:SendMessage to sns.amazonaws.com"
     return fail("subscriptions", fact, f"{make} {raw}")

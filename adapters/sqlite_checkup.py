@@ -58,7 +58,8 @@ async def check_subscription(url: str) -> Checkup:
 
     async def look() -> list[Finding]:
         async with open_subscription(url) as subscription:
-            dead = f"look at them with `rejoinder consume --responses '{_dead_letters(location)}'`"
+            take = f"rejoinder consume --responses '{_dead_letters(location)}' --timeout 5"
+            dead = f"take them out and print them with `{take}`"
             return [_works(location), *counts(await ask(subscription.backlog()), dead)]
 
     found = [*await _file(location, look), *_settings(options)]

@@ -25,7 +25,8 @@ class Asked:
         self.queue = queue
         self.connections = connections
         self.attributes = attributes
-        self.change = f"aws sqs set-queue-attributes --queue-url {queue.url} --attributes "
+        region = queue.arn.split(":")[3]
+        self.change = f"aws sqs set-queue-attributes --region {region} --queue-url {queue.url} --attributes "
 
     @classmethod
     async def ask(cls, place: Place, vendor: Vendor) -> "Asked":

@@ -40,7 +40,7 @@ def _order(attributes: Mapping[str, str], change: str) -> list[Finding]:
         fact = "messages of equal bodies within 5 minutes are one, unless their sender gives deduplication ids"
         found.append(ok("deduplication", fact))
     if attributes.get("FifoThroughputLimit") != "perMessageGroupId":
-        fact = "300 calls/s for the whole queue"
+        fact = "300 calls/s of each kind for the whole queue"
         high = f"{change}DeduplicationScope=messageGroup,FifoThroughputLimit=perMessageGroupId"
         found.append(advice("throughput", fact, high))
     return found
@@ -79,15 +79,18 @@ def dead_letters(queue: Queue, source: Mapping[str, str], dead: Mapping[str, str
     policy = f'\'{{"RedrivePolicy":"{{\\"deadLetterTargetArn\\":\\"{arn}\\",\\"maxReceiveCount\\":\\"5\\"}}"}}\''
     found = [attempts(queue.max_attempts, arn, f"{change}{policy}")]
     kept, own = (int(one.get("MessageRetentionPeriod", 4 * DAY)) for one in (dead, source))
-    url = arn.rpartition(":")[2]
+    region, _, name = arn.split(":")[3:6]
     if kept <= own and not queue.fifo and kept < 14 * DAY:
         fact = f"{arn} keeps messages {kept / DAY:.3g} days from their first sending, the queue itself {own / DAY:.3g}"
-        longer = "aws sqs set-queue-attributes --queue-url $(aws sqs get-queue-url --queue-name"
-        longer += f" {url} --query QueueUrl --output text) --attributes MessageRetentionPeriod=1209600"
+        url = f"$(aws sqs get-queue-url --region {region} --queue-name {name} --query QueueUrl --output text)"
+        longer = f"aws sqs set-queue-attributes --region {region} --queue-url {url}"
+        longer += " --attributes MessageRetentionPeriod=1209600"
         found.append(advice("dead-letter retention", fact, longer))
     else:
         found.append(ok("dead-letter retention", f"{kept / DAY:.3g} days"))
     if count := sum(_counts(dead)):
-        todo = f"look at them with `rejoinder consume --responses 'awssqs:///{url}'`; `aws sqs start-message-move-task`"
+        back = f"aws sqs start-message-move-task --region {region} --source-arn {arn}"
+        take = f"rejoinder consume --responses 'awssqs:///{name}?region={region}' --timeout 5"
+        todo = f"send them back with `{back}`, or take them out and print them with `{take}`"
         found.append(advice("dead letters", f"about {count} in {arn}", todo))
     return found

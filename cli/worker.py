@@ -20,6 +20,9 @@ def worker(config: Path | None, flags: dict[str, Any]) -> None:
     """
     try:
         settings = resolve(flags, config=config).settings
+        if settings.requests == settings.responses:
+            where = f"responses: {settings.responses!r} is where requests come from"
+            raise SettingsError(f"{where}: answers would be taken for requests")
         configure(settings.log_format, settings.log_level)
         run(settings)
     except SettingsError as exc:

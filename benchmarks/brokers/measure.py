@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.brokers.sides import MODULES, PEERS, WORKER, Broker, Side, command, peer
+from benchmarks.clouds import child
 
 LIMIT = 300.0
 STOP_SECONDS = 30.0
@@ -77,17 +78,12 @@ def named(places: tuple[str, str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def working(side: Side, arguments: list[str], places: tuple[str, str]) -> Iterator[psutil.Process]:
-    """Run a side in a process group of its own, and end it: the worker as it should, the others at once."""
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            arguments,
-            cwd=PEERS if side.peer else None,
-            env={**os.environ, **named(places)},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    """Run a side, and end it: the worker as it should, the others at once."""
+    folder, variables = PEERS if side.peer else None, {**os.environ, **named(places)}
+    with (
+        tempfile.TemporaryFile() as log,
+        child(arguments, cwd=folder, env=variables, stdout=log, stderr=log) as process,
+    ):
         try:
             yield psutil.Process(process.pid)
             if side.name == WORKER:
@@ -98,10 +94,6 @@ def working(side: Side, arguments: list[str], places: tuple[str, str]) -> Iterat
             log.seek(0)
             sys.stderr.write(log.read().decode(errors="replace")[-4000:])
             raise
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 def until_quiet(process: psutil.Process, deadline: float) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.clouds import child
 from benchmarks.soak.brokers import BROKERS, Urls
 from benchmarks.soak.judge import Record
 from rejoinder.adapters import Outgoing, Subscription, Topic, open_subscription, open_topic
@@ -66,15 +67,12 @@ async def soak(broker: str, plan: Plan) -> Record:
             with log.open("wb") as output:
                 numbers = [str(plan.shortest), str(plan.longest), str(plan.capacity), str(diary)]
                 command = [sys.executable, "-m", "benchmarks.soak.slow", urls.requests, urls.responses, *numbers]
-                worker = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=output)
-            try:
-                return await _watched(worker, urls, plan, diary, log)
-            except BaseException:
-                sys.stderr.write(log.read_text(errors="replace")[-4000:])
-                raise
-            finally:
-                worker.kill()
-                worker.wait()
+                with child(command, stderr=output) as worker:
+                    try:
+                        return await _watched(worker, urls, plan, diary, log)
+                    except BaseException:
+                        sys.stderr.write(log.read_text(errors="replace")[-4000:])
+                        raise
 
 
 async def _watched(worker: subprocess.Popen[bytes], urls: Urls, plan: Plan, diary: Path, log: Path) -> Record:

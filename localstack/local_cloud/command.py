@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with locked(folder() / "lock"):
             up(options) if options.command == "up" else down()
-    except CloudError as exc:
+    except (CloudError, OSError) as exc:  # OSError: the folder for state and logs cannot be written
         say(f"localstack/{options.command}: {exc}")
         return 1
     except KeyboardInterrupt:
@@ -56,13 +56,20 @@ def _parser() -> argparse.ArgumentParser:
     how = up_parser.add_mutually_exclusive_group()
     how.add_argument("--containers", dest="mode", action="store_const", const="containers", help="with docker compose")
     how.add_argument("--processes", dest="mode", action="store_const", const="processes", help="without containers")
-    up_parser.add_argument("--aws-port", type=int, metavar="PORT", help=f"of LocalStack (default {AWS_PORT})")
-    up_parser.add_argument("--pubsub-port", type=int, metavar="PORT", help=f"of Pub/Sub (default {PUBSUB_PORT})")
+    up_parser.add_argument("--aws-port", type=_port, metavar="PORT", help=f"of LocalStack (default {AWS_PORT})")
+    up_parser.add_argument("--pubsub-port", type=_port, metavar="PORT", help=f"of Pub/Sub (default {PUBSUB_PORT})")
     up_parser.add_argument(
         "--env", action="store_true", help='print only the exports on stdout: eval "$(localstack/up --env)"'
     )
     commands.add_parser("down", prog="localstack/down", description="Take the local cloud down, with all it holds.")
     return parser
+
+
+def _port(text: str) -> int:
+    port = int(text) if text.isascii() and text.isdecimal() else 0
+    if not 0 < port < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: a whole number from 1 to 65535")
+    return port
 
 
 def say(line: str) -> None:
@@ -93,7 +100,8 @@ def _wanted(options: argparse.Namespace) -> State:
     if state is not None and _is_up(state):
         for name, value in asked.items():
             if value not in {None, getattr(state, name)}:
-                raise CloudError(f"it is up with {name} {getattr(state, name)}, not {value}: localstack/down first")
+                up, wanted = _option(name, getattr(state, name)), _option(name, value)
+                raise CloudError(f"it is up with {up}, not {wanted}: localstack/down first")
         return state
     missing = containers.missing() if options.mode != "processes" else None
     if missing and options.mode == "containers":
@@ -105,6 +113,11 @@ def _wanted(options: argparse.Namespace) -> State:
         aws_port=options.aws_port or AWS_PORT,
         pubsub_port=options.pubsub_port or PUBSUB_PORT,
     )
+
+
+def _option(name: str, value: object) -> str:
+    """How the value is asked for on the command line."""
+    return f"--{value}" if name == "mode" else f"--{name.replace('_', '-')} {value}"
 
 
 def _is_up(state: State) -> bool:

@@ -6,6 +6,8 @@ PROJECT = "local"
 
 LEASE_SECONDS = 60
 MAX_ATTEMPTS = 5
+DEAD_SECONDS = 14 * 86_400
+"""How long SQS's dead-letter queues keep what they get: longer than the queues do, since its age moves with it."""
 RETRY_SECONDS = (1, 60)
 """Pub/Sub's retry policy: the least and the most it waits before it delivers a message again."""
 

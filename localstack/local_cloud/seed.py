@@ -9,7 +9,14 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from google.api_core.exceptions import AlreadyExists
 from google.protobuf.duration_pb2 import Duration
-from google.pubsub_v1 import DeadLetterPolicy, PublisherClient, RetryPolicy, SubscriberClient, Subscription
+from google.pubsub_v1 import (
+    DeadLetterPolicy,
+    ExpirationPolicy,
+    PublisherClient,
+    RetryPolicy,
+    SubscriberClient,
+    Subscription,
+)
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 
@@ -48,6 +55,10 @@ async def _queue(sqs: Any, name: str, dead: str | None) -> str:
     fifo = {"FifoQueue": "true"} if name.endswith(".fifo") else {}
     url = (await sqs.create_queue(QueueName=name, Attributes=fifo))["QueueUrl"]
     attributes = {"VisibilityTimeout": str(resources.LEASE_SECONDS)}
+    if fifo:
+        attributes |= {"DeduplicationScope": "messageGroup", "FifoThroughputLimit": "perMessageGroupId"}
+    if name in resources.QUEUES.values():
+        attributes["MessageRetentionPeriod"] = str(resources.DEAD_SECONDS)
     if dead:
         target = f"arn:aws:sqs:{resources.REGION}:{resources.ACCOUNT}:{dead}"
         attributes["RedrivePolicy"] = json.dumps(
@@ -84,5 +95,6 @@ def _subscription(name: str, dead: str | None) -> Subscription:
         ack_deadline_seconds=resources.LEASE_SECONDS,
         retry_policy=RetryPolicy(minimum_backoff=Duration(seconds=least), maximum_backoff=Duration(seconds=most)),
         dead_letter_policy=policy,
+        expiration_policy=ExpirationPolicy(),  # never
         enable_message_ordering=name.endswith(resources.ORDERED),
     )

@@ -26,8 +26,16 @@ AWS_SERVICES = ("s3", "sqs", "sns")
 READY_SECONDS = 120.0
 """LocalStack takes 10 to 25 s on an idle machine."""
 STOP_SECONDS = 10.0
-# Ends the service's process group when whoever started it is gone, killed included: the pipe on stdin closes then.
-TIED = 'exec 3<&0 </dev/null; { cat <&3 >/dev/null; kill -KILL 0; } & exec 3<&- "$@"'
+# Ends the process group when whoever started it is gone, killed included: the pipe on stdin closes then.
+_TIED = 'exec 3<&0 </dev/null; { cat <&3 >/dev/null; kill -KILL 0; } & exec 3<&- "$@"'
+
+
+def tie(command: Sequence[str]) -> list[str]:
+    """Return what runs `command` for as long as this process lives.
+
+    To be started in a session of its own, with a pipe on stdin that nobody else holds; `command` sees an empty stdin.
+    """
+    return ["sh", "-c", _TIED, "sh", *command]
 
 
 @dataclass(frozen=True)
@@ -163,7 +171,7 @@ def start(service: Service, folder: Path, *, tied: bool) -> Running:
     refuse_taken(service.port, service.name, service.option)
     (folder / "tmp").mkdir(parents=True, exist_ok=True)
     log = folder / service.log_name
-    command = ["sh", "-c", TIED, "sh", *service.command] if tied else service.command
+    command = tie(service.command) if tied else service.command
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603
             command,

@@ -111,7 +111,7 @@ async def test_a_topic_that_nobody_hears_loses_responses():
         topic = (await client.create_topic(Name="nobody-hears"))["TopicArn"]
     found = by_check(await check_topic(f"awssns:///{topic}"))
     assert states(found, "fail") == {"subscriptions"}
-    assert f"aws sns subscribe --topic-arn {topic}" in found["subscriptions"].todo
+    assert f"aws sns subscribe --region us-east-1 --topic-arn {topic}" in found["subscriptions"].todo
 
 
 async def test_denied_permissions_of_a_topic(aws, monkeypatch):

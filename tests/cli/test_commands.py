@@ -161,3 +161,10 @@ def test_a_queue_inside_the_process_is_refused(tmp_path, args: tuple[str, ...]) 
         == f"rejoinder {args[0]}: memory://x is inside this process and gone with it: no worker can see it\n"
     )
     assert not (tmp_path / "requests.responses").exists()
+
+
+def test_a_worker_refuses_to_answer_where_it_asks(tmp_path) -> None:
+    done = rejoinder("worker", "--engine", "echo", "--requests", REQUESTS, "--responses", REQUESTS, cwd=tmp_path)
+    assert done.returncode == 2
+    why = "is where requests come from: answers would be taken for requests"
+    assert done.stderr.decode() == f"rejoinder worker: responses: {REQUESTS!r} {why}\n"

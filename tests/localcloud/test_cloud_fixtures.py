@@ -39,10 +39,21 @@ time.sleep(1000)
 """
 
 
+BENCHMARK = """
+import time
+from benchmarks.clouds import child
+with child(["sleep", "1000"]) as process:
+    print(process.pid, flush=True)
+    time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("program", [STARTER, BENCHMARK], ids=["a test session", "a benchmark"])
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_service_ends_with_a_test_session_that_is_killed(sign: signal.Signals, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", STARTER, str(free_port()), str(tmp_path)]
-    path = os.pathsep.join([str(Path(local_cloud.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+def test_what_was_started_ends_with_what_is_killed(program: str, sign: signal.Signals, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", program, str(free_port()), str(tmp_path)]
+    folders = Path(local_cloud.__file__).parents[1:3]
+    path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path}
     ) as session:

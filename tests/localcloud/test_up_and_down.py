@@ -19,7 +19,7 @@ from google.pubsub_v1 import SubscriberClient
 from local_cloud.services import HOST, alive, free_port, taken
 from local_cloud.state import State
 
-from rejoinder.adapters import Outgoing, open_subscription, open_topic
+from rejoinder.adapters import Checkup, Outgoing, check_subscription, check_topic, open_subscription, open_topic
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 240
@@ -117,6 +117,25 @@ async def test_requests_have_a_lease_and_a_dead_letter_policy(at: Cloud) -> None
             assert subscription.keeps_order == ("fifo" in url or "-ordered" in url), url
 
 
+async def test_doctor_has_nothing_to_advise(at: Cloud) -> None:
+    for name in ("requests", "requests.fifo", "responses", "responses.fifo"):
+        assert _advice(await check_subscription(f"awssqs:///{name}?region=us-east-1")) == (
+            [] if name.startswith("requests") else ["dead-letter policy"]
+        )
+        assert _advice(await check_topic(f"awssqs:///{name}?region=us-east-1")) == []
+    assert _advice(await check_topic(at.urls("awssns:")[0])) == []
+    for name in ("requests", "requests-ordered"):
+        assert _advice(await check_subscription(f"gcppubsub://projects/local/subscriptions/{name}")) == []
+    for name in ("responses", "responses-ordered"):
+        assert _advice(await check_topic(f"gcppubsub://projects/local/topics/{name}")) == []
+
+
+def _advice(checkup: Checkup) -> list[str]:
+    # Dead letters may be there: other tests leave some.
+    findings = [finding for finding in checkup.findings if finding.state in {"advice", "fail"}]
+    return [finding.check for finding in findings if finding.check != "dead letters"]
+
+
 def test_pub_sub_retries_with_backoff(at: Cloud) -> None:
     path = at.urls("gcppubsub:")[1].removeprefix("gcppubsub://")
     with SubscriberClient() as client:
@@ -147,7 +166,23 @@ def test_again_changes_nothing_and_prints_the_same(cloud: Cloud) -> None:
 def test_other_ports_while_it_is_up_are_refused(cloud: Cloud) -> None:
     other = cloud.up("--aws-port", "1")
     assert (other.returncode, other.stdout) == (1, "")
-    assert other.stderr == (f"localstack/up: it is up with aws_port {cloud.ports[0]}, not 1: localstack/down first\n")
+    up, wanted = f"--aws-port {cloud.ports[0]}", "--aws-port 1"
+    assert other.stderr == f"localstack/up: it is up with {up}, not {wanted}: localstack/down first\n"
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "http"])
+def test_what_is_no_port_is_refused(cloud: Cloud, port: str) -> None:
+    refused = cloud.up(f"--pubsub-port={port}")
+    assert refused.returncode == 2
+    assert f"--pubsub-port: {port!r} is not a port: a whole number from 1 to 65535" in refused.stderr
+
+
+def test_a_state_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "state").touch()
+    refused = script("up", state=tmp_path / "state")
+    assert refused.returncode == 1
+    assert len(refused.stderr.splitlines()) == 1
+    assert str(tmp_path / "state") in refused.stderr
 
 
 def test_an_up_that_was_killed_while_it_waited_is_taken_up_again(tmp_path: Path) -> None:
