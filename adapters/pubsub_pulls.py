@@ -83,17 +83,16 @@ class Pulls:
 
     def _start(self, limit: int, immediately: bool) -> Pull:
         seconds = IMMEDIATE_SECONDS if immediately else POLL_SECONDS
-
-        async def run() -> list[Message]:
-            try:
-                return await self._pull(limit, seconds, immediately)
-            finally:
-                pull.arrived = asyncio.get_running_loop().time()
-
-        pull = Pull(asyncio.ensure_future(run()))
-        pull.task.add_done_callback(lambda _: self._done(pull))
+        pull = Pull(asyncio.ensure_future(self._pull(limit, seconds, immediately)))
+        # The first callback, so that whoever waits for the pull finds the time. Its task must not know the pull: a
+        # circle would keep the channel, and so the socket, of a closed subscription until the collector comes by.
+        pull.task.add_done_callback(lambda _: self._arrived(pull))
         self._open.add(pull)
         return pull
+
+    def _arrived(self, pull: Pull) -> None:
+        pull.arrived = asyncio.get_running_loop().time()
+        self._done(pull)
 
     def _keep(self, messages: list[Message], arrived: float) -> None:
         """Keep for the next `receive` what this one did not ask for: the pull was begun by one that asked for more."""

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -71,37 +71,10 @@ class PubSubTopic:
                 outcomes[number] = TooLarge(f"the body has {len(outgoing.body)} bytes, over the {MAX_BODY} of Pub/Sub")
             else:
                 groups.setdefault(outgoing.ordering_key or "", []).append(number)
-        room = asyncio.Semaphore(CONCURRENCY)
-
-        async def send(numbers: list[int]) -> AdapterError | None:
-            async with room:
-                outcome = await self._send([messages[number] for number in numbers])
-            for place, number in enumerate(numbers):
-                outcomes[number] = outcome if isinstance(outcome, AdapterError) else outcome[place]
-            return outcome if isinstance(outcome, AdapterError) else None
-
-        async def in_turn(parts: deque[list[int]]) -> None:
-            while parts:
-                part = parts.popleft()
-                failure = await send(part)
-                ordered = messages[part[0]].ordering_key
-                if isinstance(failure, Refused | TooLarge):
-                    # One message that is refused fails its request, and which one is not said: it is found by halves.
-                    half = len(part) // 2
-                    halves = [part[:half], part[half:]] if half else []
-                    if ordered:
-                        parts.extendleft(reversed(halves))
-                    else:
-                        await asyncio.gather(*(in_turn(deque([one])) for one in halves))
-                elif failure and ordered:
-                    held = Transient(f"{self.name}: held back, because a message before it of its ordering key failed")
-                    for number in itertools.chain.from_iterable(parts):
-                        outcomes[number] = held
-                    return
-
+        sending = _Sending(self.name, self._send, messages, outcomes)
         turns = [deque([part]) for part in _parts(messages, groups.pop("", []))]
         turns += [deque(_parts(messages, numbers)) for numbers in groups.values()]
-        await asyncio.gather(*map(in_turn, turns))
+        await asyncio.gather(*map(sending.in_turn, turns))
         return outcomes
 
     async def _send(self, messages: list[Any]) -> list[str] | AdapterError:
@@ -112,6 +85,50 @@ class PubSubTopic:
                 return Refused(str(exc))  # by the topic's own rules: all others were checked before
             return exc
         return list(response.message_ids)
+
+
+class _Sending:
+    """One call of `publish`: its messages, and what became of them."""
+
+    def __init__(
+        self,
+        name: str,
+        send: Callable[[list[Any]], Awaitable[list[str] | AdapterError]],
+        messages: Sequence[Any],
+        outcomes: list[str | AdapterError],
+    ) -> None:
+        self._name = name
+        self._send = send
+        self._messages = messages
+        self._outcomes = outcomes
+        self._room = asyncio.Semaphore(CONCURRENCY)
+
+    async def in_turn(self, parts: deque[list[int]]) -> None:
+        """Send requests one after the other; each is a list of the messages' places."""
+        while parts:
+            part = parts.popleft()
+            failure = await self._one(part)
+            ordered = self._messages[part[0]].ordering_key
+            if isinstance(failure, Refused | TooLarge):
+                # One message that is refused fails its request, and which one is not said: it is found by halves.
+                half = len(part) // 2
+                halves = [part[:half], part[half:]] if half else []
+                if ordered:
+                    parts.extendleft(reversed(halves))
+                else:
+                    await asyncio.gather(*(self.in_turn(deque([one])) for one in halves))
+            elif failure and ordered:
+                held = Transient(f"{self._name}: held back, because a message before it of its ordering key failed")
+                for number in itertools.chain.from_iterable(parts):
+                    self._outcomes[number] = held
+                return
+
+    async def _one(self, numbers: list[int]) -> AdapterError | None:
+        async with self._room:
+            outcome = await self._send([self._messages[number] for number in numbers])
+        for place, number in enumerate(numbers):
+            self._outcomes[number] = outcome if isinstance(outcome, AdapterError) else outcome[place]
+        return outcome if isinstance(outcome, AdapterError) else None
 
 
 def _message(outgoing: Outgoing) -> Any:

@@ -70,7 +70,8 @@ async def test_a_url_that_cannot_be(url: str, said: str, tmp_path: Path) -> None
 
 async def test_a_queue_that_the_credentials_do_not_allow(aws: str, tmp_path: Path) -> None:
     async with denying_aws(aws, "GetQueueUrl") as endpoint:
-        code, line = await ending(between(NO_QUEUE, NO_QUEUE), tmp_path / "log", {"AWS_ENDPOINT_URL": endpoint})
+        queues = between(NO_QUEUE, f"sqlite:///{tmp_path}/q.db?queue=responses")
+        code, line = await ending(queues, tmp_path / "log", {"AWS_ENDPOINT_URL": endpoint})
     assert code == ExitCode.FAILED
     assert "sqs:GetQueueUrl on no-such-queue" in line
 
