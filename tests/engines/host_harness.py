@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 
-import psutil
+from children import children
 
 from rejoinder.worker.engines.host import EngineProcess, HostSettings
 from rejoinder.worker.engines.protocol import EngineRequest
@@ -25,7 +25,7 @@ async def engine_process(settings=QUICK, **config):
         yield engine
     finally:
         await engine.stop()
-        assert not psutil.Process().children(recursive=True)  # neither alive nor zombie
+        assert not children()  # neither alive nor zombie
 
 
 _numbers = itertools.count()

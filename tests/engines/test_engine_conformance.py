@@ -5,9 +5,9 @@ import contextlib
 import json
 import threading
 
-import psutil
 import pytest
 import pytest_asyncio
+from children import children
 from engine_conformance import MODELS, SUBJECTS
 from engine_harness import eventually
 
@@ -43,7 +43,7 @@ async def engine(subject, model):
 async def leaving_nothing():
     """No thread, task or process more at the end than at the beginning."""
     threads, tasks = set(threading.enumerate()), asyncio.all_tasks()
-    children = set(psutil.Process().children(recursive=True))
+    before = children()
     yield
 
     def more():
@@ -54,7 +54,7 @@ async def leaving_nothing():
         await eventually(lambda: not more())
     assert not more()
     assert asyncio.all_tasks() <= tasks | {asyncio.current_task()}
-    await eventually(lambda: set(psutil.Process().children(recursive=True)) <= children)
+    await eventually(lambda: children() <= before)
 
 
 def bodies(engine, requests):
@@ -157,7 +157,7 @@ async def test_a_killed_process_is_unavailable_and_comes_back(engine, subject):
     want = await engine.generate(subject.good(0))
     calls = [asyncio.create_task(engine.generate(subject.long(i))) for i in range(2 * engine.capacity)]
     await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)  # they run, and at most half can be near their end
-    for child in psutil.Process().children():
+    for child in children():
         child.kill()
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]

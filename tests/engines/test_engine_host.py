@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from children import children
 from engine_harness import eventually
 from host_harness import QUICK, engine_process, request, running
 
@@ -106,7 +107,7 @@ async def test_a_failing_start_says_why(config, message):
         await engine.start()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not psutil.Process().children()
+    assert not children()
     await engine.stop()
 
 

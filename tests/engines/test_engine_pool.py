@@ -6,8 +6,8 @@ import dataclasses
 import os
 import signal
 
-import psutil
 import pytest
+from children import children
 from engine_harness import GREEDY, SMALL, completion, eventually
 from host_harness import QUICK, request
 from poisoned import deaths, lives
@@ -36,7 +36,7 @@ async def pool(*configs, **options):
         yield it
     finally:
         await it.stop()
-        assert not psutil.Process().children(recursive=True)
+        assert not children()
 
 
 async def pids(it, count):
@@ -73,7 +73,7 @@ async def test_one_that_cannot_start_is_named_and_the_others_are_stopped():
     it = make([{"stop_hangs": False}, {"load_error": "no such device"}, {"load_seconds": 3}])
     with pytest.raises(errors.EngineGone, match="cpu 1: the engine could not be started: no such device"):
         await it.start()
-    assert not psutil.Process().children(recursive=True)
+    assert not children()
     await it.stop()
 
 
@@ -84,7 +84,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing():
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
-    assert not psutil.Process().children(recursive=True)
+    assert not children()
 
 
 async def test_it_goes_on_with_those_that_are_left_until_all_are_gone(tmp_path):

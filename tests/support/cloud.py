@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import children
 import pytest
 from local_cloud.errors import CloudError
 from local_cloud.resources import aws_environment, pubsub_environment
@@ -51,6 +52,7 @@ def running(
         yield given
         return
     started = on_a_free_port(folder, service)
+    children.lasting.add(started.process.pid)
     try:
         yield f"{scheme}{HOST}:{started.service.port}"
     finally:
