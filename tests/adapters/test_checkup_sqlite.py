@@ -94,7 +94,7 @@ MOUNTS = """\
 24 23 0:23 / /data/far\\040away rw,relatime master:1 - nfs4 server:/x rw
 25 22 0:24 / /mnt rw,relatime - xfs /dev/sdc rw
 26 22 0:25 / /mnt rw,relatime - fuse.sshfs server:/y rw
-27 22 0:26 / /tmp rw,relatime - tmpfs tmpfs rw
+27 22 0:26 / /run rw,relatime - tmpfs tmpfs rw
 """
 
 
@@ -106,7 +106,7 @@ MOUNTS = """\
         ("/database/q.db", "ext4", "ok"),
         ("/data/far away/q.db", "nfs4", "fail"),
         ("/mnt/q.db", "fuse.sshfs", "fail"),
-        ("/tmp/x/q.db", "tmpfs", "advice"),
+        ("/run/x/q.db", "tmpfs", "advice"),
     ],
 )
 def test_disks(path, kind, state, tmp_path, monkeypatch):

@@ -41,6 +41,8 @@ class Proxy:
         """Where clients connect."""
         self.accepted = 0
         """How many connections clients have made so far."""
+        self.broken = 0
+        """How many of them ended without a goodbye."""
 
     @property
     def address(self) -> str:
@@ -144,7 +146,7 @@ class Proxy:
                 each.close()
                 await each.wait_closed()
         except* OSError:
-            pass  # a side went away, or upstream is down: the other side sees a reset
+            self.broken += 1  # a side went away, or upstream is down: the other side sees a reset
         finally:
             for each in writers:
                 each.transport.abort()  # nothing more once it is closed; a reset otherwise, as a cut line does
