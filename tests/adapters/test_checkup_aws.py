@@ -3,8 +3,9 @@
 import aws_resources
 import pytest
 from denying import denying_aws
+from findings import by_check, states
 
-from rejoinder.adapters import BadURL, Checkup, Finding, check_subscription, check_topic
+from rejoinder.adapters import BadURL, check_subscription, check_topic
 
 MONTH = 1_209_600
 
@@ -12,17 +13,6 @@ MONTH = 1_209_600
 @pytest.fixture(autouse=True)
 def _aws(aws):
     """LocalStack is up."""
-
-
-def by_check(checkup: Checkup) -> dict[str, Finding]:
-    found = {finding.check: finding for finding in checkup.findings}
-    assert len(found) == len(checkup.findings)
-    assert all(finding.todo for finding in checkup.findings if finding.state in {"advice", "fail"})
-    return found
-
-
-def states(found: dict[str, Finding], state: str) -> set[str]:
-    return {name for name, finding in found.items() if finding.state == state}
 
 
 def url_of(arn: str) -> str:

@@ -6,11 +6,12 @@ import grpc.aio
 import pubsub_resources
 import pytest
 from denying import denying_gcp
+from findings import by_check, states
 from google.protobuf.duration_pb2 import Duration
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
 from google.pubsub_v1.types import DeleteTopicRequest, ExpirationPolicy, RetryPolicy, Topic, pubsub
 
-from rejoinder.adapters import BadURL, Checkup, Finding, check_subscription, check_topic
+from rejoinder.adapters import BadURL, check_subscription, check_topic
 from rejoinder.adapters.pubsub_policies import subscription_policies, topic_policies, undeliverable
 
 GRANTED = {"pubsub.subscriptions.consume", "pubsub.topics.publish"}
@@ -20,17 +21,6 @@ NAME = "projects/p/subscriptions/s"
 @pytest.fixture(autouse=True)
 def _gcp(gcp):
     """The emulator is up."""
-
-
-def by_check(checkup: Checkup) -> dict[str, Finding]:
-    found = {finding.check: finding for finding in checkup.findings}
-    assert len(found) == len(checkup.findings)
-    assert all(finding.todo for finding in checkup.findings if finding.state in {"advice", "fail"})
-    return found
-
-
-def states(found: dict[str, Finding], state: str) -> set[str]:
-    return {name for name, finding in found.items() if finding.state == state}
 
 
 async def test_a_good_subscription_and_its_topic():
