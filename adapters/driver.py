@@ -1,11 +1,12 @@
-"""The contract of a broker adapter, in words and types. `tests/conformance` executes every sentence of it.
+"""The contract of a broker's and of a store's adapter, in words and types. `tests/conformance` executes all of it.
 
 All times are seconds, all sizes bytes. Adapters carry bytes and never look inside them. They never retry and never
 log; an error is one of `rejoinder.adapters.errors`. No call blocks the event loop. All methods may be called
 concurrently from tasks of the one event loop on which the adapter was opened.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -163,3 +164,54 @@ class Topic(Protocol):
         of publishing where the broker can. One failed entry does not fail the others. If the call itself
         raises or is cancelled, each message may or may not have been published.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """An object that is being read."""
+
+    size: int
+    content_type: str | None
+    """None where the store does not keep one."""
+    chunks: AsyncIterator[bytes]
+    """The object's bytes, in pieces of at most some MiB. Raises as `BlobStore.read`."""
+
+
+class BlobStore(Protocol):
+    """Objects below one prefix of a bucket or one directory, each written once. Keys are relative to it.
+
+    A key is 1 to 1,024 bytes of UTF-8 in parts between slashes, none of which is empty, `.` or `..`, without control
+    characters: ValueError for any other. What a link inside a directory points to outside of it is `Denied`.
+    """
+
+    @property
+    def url(self) -> str:
+        """The store's own URL, without options and without a slash at its end."""
+
+    def location(self, key: str) -> str:
+        """The URL of an object, such as `s3://bucket/prefix/key`: the key's characters stand as they are."""
+
+    def read(self, key: str) -> AbstractAsyncContextManager[Blob]:
+        """Open an object. Holds no more of it in memory than some chunks, however slowly it is read.
+
+        Raises:
+            NotFound: there is no such object, or no such store.
+            Denied: the credentials do not allow it.
+            Transient: the store is away, busy, or broke off in the middle.
+        """
+
+    async def put(self, key: str, chunks: AsyncIterable[bytes], content_type: str) -> bool:
+        """Write an object unless there is one: True if it was written, False if another stands there, unchanged.
+
+        Durable when this returns. Until then, nobody can read any of it: not while it is written, not when `chunks`
+        raises, not after a cancellation or the death of this process. What such a death leaves behind in the store is
+        removed by the next `put` of the same key. Holds some parts of it in memory, whatever its length.
+
+        Raises:
+            NotFound, Denied, Transient: as their names say. After Transient it may or may not have been written.
+            TooLarge: it is longer than the store takes.
+            Whatever `chunks` raises.
+        """
+
+    async def exists(self, key: str) -> bool:
+        """Whether an object stands there. Raises as `read`, but for an object that is not there."""
