@@ -78,6 +78,7 @@ class Consumer:
         # What waits for its answer to be published is held longer than what waits to be run: a third more.
         self._keeper = LeaseKeeper(subscription, max_hold * 4 / 3)
         self._held: dict[Held, None] = {}  # in the order of receipt
+        self._emptied = asyncio.Event()
         self._turns = Turns(subscription.keeps_order)
         self._settling = 0
         self._held_bytes = 0
@@ -92,7 +93,14 @@ class Consumer:
         self._handing_back: set[asyncio.Task[None]] = set()
         self.counts = Counts()
         self._settlement = Settlement(
-            subscription, replier, self._keeper, policy, counts=self.counts, turns=self._turns
+            subscription,
+            replier,
+            self._keeper,
+            policy,
+            counts=self.counts,
+            turns=self._turns,
+            done=self._forget,
+            failed=self._not_settled,
         )
 
     @property
@@ -195,11 +203,20 @@ class Consumer:
         self._turns.enter(held)
         held.task = self._loop.create_task(self._process(held))
         # Not in the task itself: one that is cancelled before its first step never runs a line.
-        held.task.add_done_callback(lambda _: self._forget(held))
+        held.task.add_done_callback(lambda _: self._ended(held))
+
+    def _ended(self, held: Held) -> None:
+        if not held.settling:
+            self._forget(held)
 
     def _forget(self, held: Held) -> None:
+        if held not in self._held:
+            return
         self._keeper.release(held.lease)
         del self._held[held]
+        if not self._held:
+            self._emptied.set()
+        self._settling -= held.stage is Stage.SETTLING
         self._held_bytes -= len(held.message.body)
         if behind := self._turns.cut(held):
             # It ended without being settled, as by a lost lease: those behind it must not overtake it.
@@ -221,16 +238,17 @@ class Consumer:
             held.stage = Stage.SETTLING
             self._settling += 1
             self._receiver.wake()
-            try:
-                if await self._keeper.confirm(held.lease):
-                    await self._settlement.settle(held, answer)
-                else:
-                    self._lost(held)
-            finally:
-                self._settling -= 1
+            if self._clock() < held.lease.ends or await self._keeper.confirm(held.lease):
+                self._settlement.settle(held, answer)
+                held.settling = True
+            else:
+                self._lost(held)
         except Exception as exc:  # noqa: BLE001 - a message whose task ended unseen would be held by nobody
-            self._fail(exc)
-            await self._hand_back([held])
+            await self._not_settled(held, exc)
+
+    async def _not_settled(self, held: Held, exc: Exception) -> None:
+        self._fail(exc)
+        await self._hand_back([held])
 
     async def _answer(self, held: Held) -> Answer:
         message = held.message
@@ -320,12 +338,12 @@ class Consumer:
         """Wait until nothing is held, `deadline` has come on the loop's clock, or `hurry` is set."""
         if not self._held:
             return
-        tasks = [*(held.task for held in self._held), *self._handing_back]
-        hurrying = asyncio.create_task(hurry.wait())
-        ends: set[asyncio.Future[Any]] = {hurrying, asyncio.gather(*tasks, return_exceptions=True)}
+        self._emptied.clear()
+        ends = [asyncio.create_task(event.wait()) for event in (self._emptied, hurry)]
         left = max(0.0, deadline - self._clock())
         await asyncio.wait(ends, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        hurrying.cancel()
+        for end in ends:
+            end.cancel()
 
     async def _hand_back(self, helds: Sequence[Held], limit: float | None = None) -> None:
         """Let messages go at once and in order, their work stopped first so that no answer follows.
@@ -340,6 +358,9 @@ class Consumer:
             await asyncio.wait([held.task for held in others])
         self.counts.handed_back += len(going)
         await self._settlement.let_go(going, 0, limit=limit)
+        for held in going:
+            if held.settling:  # nobody else will
+                self._forget(held)
 
 
 def _since(held: Held, now: float) -> float:

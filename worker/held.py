@@ -29,6 +29,8 @@ class Held:
     """Its answer is durable: only the ack is left, and a lease that is gone from now on is gone by it."""
     turn: asyncio.Future[None] | None = None
     """Done when its turn among those of its ordering key has come; None where it never waits for any."""
+    settling: bool = False
+    """It was given to the settlement, which says when it is done with it."""
     abandoned: bool = False
     """Its work was stopped: no answer may follow, even if the work ended at that very moment."""
 

@@ -15,11 +15,11 @@ from rejoinder.worker.retry import bounded, entry_until
 log = structlog.get_logger(__name__)
 
 Outcome = str | AdapterError | ValueError
-"""Of publishing one response. A ValueError says that the broker cannot carry it."""
+"""Of publishing one response: its broker id, or what went wrong. A ValueError says that the broker cannot carry it."""
 
 
 class Replier:
-    """Publishes answers in batches. While the response broker is away, it waits and tries again.
+    """Publishes answers. While the response broker is away, it waits and tries again.
 
     Args:
         topic: Where the answers go.
@@ -29,24 +29,27 @@ class Replier:
     def __init__(self, topic: Topic, subscription: str) -> None:
         self._topic = topic
         self._subscription = subscription
-        self._batcher: Batcher[Outgoing, Outcome] = Batcher(self._flush)
+        self._again: Batcher[Outgoing, Outcome] = Batcher(self.send)
 
-    async def publish(self, message: Message, answer: Answer, wanted: Callable[[], bool] = lambda: True) -> None:
-        """Make the answer to `message` durable. When it returns, the message may be acked.
+    async def publish_again(
+        self, message: Message, answer: Answer, failure: AdapterError | ValueError, wanted: Callable[[], bool]
+    ) -> None:
+        """Make an answer durable that could not be published at first. When it returns, the message may be acked.
 
         Args:
             message: The request's delivery.
             answer: What to publish.
-            wanted: Asked before each try whether the answer is still to be given.
+            failure: The outcome of the first try.
+            wanted: Asked before each further try whether the answer is still to be given.
 
         Raises:
             LeaseLost: it is not wanted any more; it was not published, or not that one knows.
             ValueError: the broker cannot carry even an error in its place.
             AdapterError: the broker refuses the response for good (permission, topic gone).
         """
-        outcome = await self._submit(message, answer, wanted)
-        if isinstance(outcome, str):  # the usual case
-            return
+        outcome: Outcome = failure
+        if isinstance(outcome, Transient):
+            outcome = await self._submit(message, answer, wanted, first=outcome)
         if isinstance(outcome, TooLarge):
             log.error("response_too_large", message_id=message.id, response_id=answer.response_id, error=str(outcome))
             outcome = await self._submit(message, _too_large(answer, str(outcome)), wanted)
@@ -61,17 +64,27 @@ class Replier:
 
     async def abort(self) -> None:
         """Publish nothing more. What is under way may or may not arrive."""
-        await self._batcher.abort()
+        await self._again.abort()
 
-    async def _submit(self, message: Message, answer: Answer, wanted: Callable[[], bool]) -> Outcome:
-        outgoing = self._outgoing(message, answer)
+    async def _submit(
+        self, message: Message, answer: Answer, wanted: Callable[[], bool], *, first: Transient | None = None
+    ) -> Outcome:
+        outgoing = self.outgoing(message, answer)
+        known: list[Outcome] = [] if first is None else [first]
 
         async def one_try() -> Outcome:
-            return await self._batcher.submit(outgoing) if wanted() else LeaseLost("the answer is not wanted any more")
+            if known:
+                return known.pop()
+            return await self._again.submit(outgoing) if wanted() else LeaseLost("the answer is not wanted any more")
 
         return await entry_until("publish", one_try)
 
-    async def _flush(self, batch: Sequence[Outgoing]) -> list[Outcome]:
+    async def send(self, batch: Sequence[Outgoing]) -> list[Outcome]:
+        """Publish once. Returns one outcome for each.
+
+        Raises:
+            AdapterError: the broker refuses all of them for good (permission, topic gone).
+        """
         try:
             return [*await bounded(self._topic.publish(batch))]
         except Transient as exc:
@@ -80,9 +93,10 @@ class Replier:
             if len(batch) == 1:
                 return [exc]
         # One of them cannot be carried: each by itself, so that it fails alone.
-        return [outcome for outgoing in batch for outcome in await self._flush([outgoing])]
+        return [outcome for outgoing in batch for outcome in await self.send([outgoing])]
 
-    def _outgoing(self, message: Message, answer: Answer) -> Outgoing:
+    def outgoing(self, message: Message, answer: Answer) -> Outgoing:
+        """The answer to `message` as it is published. One whose body is no JSON becomes an error."""
         attributes = {
             "request_message_id": carrying.attribute(message.id),
             "response_id": carrying.attribute(answer.response_id),

@@ -4,18 +4,29 @@ Only the consumer calls this, and nothing else acks or lets go: what becomes of 
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, NamedTuple
 
 import structlog
 
-from rejoinder.adapters import AdapterError, Denied, LeaseLost, Message, NotFound, Subscription, TooLarge, Transient
+from rejoinder.adapters import (
+    AdapterError,
+    Denied,
+    LeaseLost,
+    Message,
+    NotFound,
+    Outgoing,
+    Subscription,
+    TooLarge,
+    Transient,
+)
 from rejoinder.worker.attempts import Attempts
-from rejoinder.worker.batcher import Batcher
+from rejoinder.worker.batcher import Batcher, Gatherer
 from rejoinder.worker.handler import Answer
 from rejoinder.worker.held import Counts, Held
 from rejoinder.worker.lease import LeaseKeeper
 from rejoinder.worker.ordering import Turns
-from rejoinder.worker.reply import Replier
+from rejoinder.worker.reply import Outcome, Replier
 from rejoinder.worker.retry import RetryPolicy, bounded, each_until, entry_until
 
 log = structlog.get_logger(__name__)
@@ -24,8 +35,19 @@ log = structlog.get_logger(__name__)
 ACK_LIMIT = 60.0
 
 
+class _Settling(NamedTuple):
+    """A message whose answer is there."""
+
+    held: Held
+    answer: Answer
+    attempt: int
+    leave: bool
+    """The message is left to its queue's dead-letter policy, not acked."""
+    outgoing: Outgoing
+
+
 class Settlement:
-    """Settles one subscription's messages.
+    """Settles one subscription's messages: in batches without a task for each, as long as all goes well.
 
     Args:
         subscription: Where the messages came from.
@@ -34,6 +56,8 @@ class Settlement:
         policy: When failed requests come back.
         counts: What became of the messages; kept here.
         turns: Whose turn it is, where order is kept.
+        done: Called once with each message that was given to `settle`, when nothing is left to do for it.
+        failed: Called in place of it where a broker refuses for good, or we are at fault: the message is still held.
     """
 
     def __init__(
@@ -45,6 +69,8 @@ class Settlement:
         *,
         counts: Counts,
         turns: Turns,
+        done: Callable[[Held], None],
+        failed: Callable[[Held, Exception], Awaitable[None]],
     ) -> None:
         self._subscription = subscription
         self._replier = replier
@@ -52,56 +78,114 @@ class Settlement:
         self._policy = policy
         self._counts = counts
         self._turns = turns
+        self._done = done
+        self._failed = failed
         self._attempts = Attempts()
-        self._acks: Batcher[Message, AdapterError | None] = Batcher(self._ack)
+        self._answered: Gatherer[_Settling] = Gatherer(self._publish)
+        self._published: Gatherer[_Settling] = Gatherer(self._ack)
+        self._acks_again: Batcher[Message, AdapterError | None] = Batcher(self._ack_all)
 
-    async def settle(self, held: Held, answer: Answer) -> None:
-        """Publish the answer and ack the message, or let it come back.
+    def settle(self, held: Held, answer: Answer) -> None:
+        """See to it that the answer is published and the message acked, or that it comes back.
 
         Where order is kept, only a message that is settled for good gives the next of its key its turn. One that comes
         back takes those behind it along; so does one whose ack fails, though it is answered: it may be delivered again,
         and one that was acked before it would have been overtaken.
-
-        Raises:
-            AdapterError: a broker refuses for good; the message is still held.
         """
         message = held.message
         attempt = self._attempts.of(message)
-        action = self._policy.on_failure(attempt) if answer.retryable else "answer_and_ack"
+        action = self._policy.on_failure(attempt) if answer.error is not None and answer.retryable else "answer_and_ack"
         if action == "retry":
-            await self._retry_later(held, answer, attempt)
+            self._in_task(held, self._retry_later(held, answer, attempt))
             return
+        outgoing = self._replier.outgoing(message, answer)
+        self._answered.put(_Settling(held, answer, attempt, action == "answer_and_leave", outgoing))
+
+    def _in_task(self, held: Held, rest: Coroutine[Any, Any, None]) -> None:
+        """Give a message that needs more than the usual steps a task of its own for the rest of its way."""
+        held.task = asyncio.create_task(self._guarded(held, rest))
+        held.task.add_done_callback(lambda _: self._done(held))
+
+    async def _guarded(self, held: Held, rest: Coroutine[Any, Any, None]) -> None:
         try:
-            await self._replier.publish(message, answer, lambda: not held.abandoned)
+            await rest
+        except Exception as exc:  # noqa: BLE001 - a message whose task ended unseen would be held by nobody
+            await self._failed(held, exc)
+
+    async def _publish(self, batch: list[_Settling]) -> None:
+        wanted = [one for one in batch if not one.held.abandoned]
+        if len(wanted) < len(batch):
+            for one in batch:
+                if one.held.abandoned:
+                    self._done(one.held)
+        outcomes: Sequence[Outcome | Exception]
+        try:
+            outcomes = await self._replier.send([one.outgoing for one in wanted])
+        except Exception as exc:  # noqa: BLE001 - it is raised again for each message, in a task of its own
+            outcomes = [exc] * len(wanted)
+        for one, outcome in zip(wanted, outcomes, strict=True):
+            if not isinstance(outcome, str):
+                self._in_task(one.held, self._publish_again(one, outcome))
+            elif one.leave:
+                self._in_task(one.held, self._leave(one))
+            else:
+                self._is_answered(one)
+                self._published.put(one)
+
+    async def _publish_again(self, one: _Settling, failure: Exception) -> None:
+        held, answer = one.held, one.answer
+        if not isinstance(failure, AdapterError | ValueError):
+            raise failure
+        try:
+            await self._replier.publish_again(held.message, answer, failure, lambda: not held.abandoned)
         except LeaseLost:
             return  # said already, where the lease was found lost
         except (ValueError, TooLarge) as exc:
             # A fault of ours or of the adapter's, on this response alone: it must not end the worker.
-            log.error("response_refused", message_id=message.id, response_id=answer.response_id, error=str(exc))
-            await self._retry_later(held, answer, attempt)
+            response_id = answer.response_id
+            log.error("response_refused", message_id=held.message.id, response_id=response_id, error=str(exc))
+            await self._retry_later(held, answer, one.attempt)
             return
-        self._attempts.answered(message)
-        self._counts.answered += 1
-        self._counts.failed += answer.status_code >= 400
-        held.answered = True  # and renewed until the ack is through: a slow ack must not bring the message back
-        if action == "answer_and_leave":
-            await self.let_go([held], 0)
-            self._turns.passed(held)
-        else:
-            await self._acked(held, answer)
-        level: Callable[..., None] = log.warning if answer.status_code >= 500 else log.debug
-        level(
-            "request_answered",
-            message_id=message.id,
-            response_id=answer.response_id,
-            status_code=answer.status_code,
-            attempt=attempt,
-        )
+        if one.leave:
+            await self._leave(one)
+            return
+        self._is_answered(one)
+        await self._ack_until(one, None)
 
-    async def _acked(self, held: Held, answer: Answer) -> None:
-        outcome = await entry_until("ack", lambda: self._acks.submit(held.message), limit=ACK_LIMIT)
+    def _is_answered(self, one: _Settling) -> None:
+        self._attempts.answered(one.held.message)
+        self._counts.answered += 1
+        self._counts.failed += one.answer.status_code >= 400
+        one.held.answered = True  # and renewed until the ack is through: a slow ack must not bring the message back
+
+    async def _leave(self, one: _Settling) -> None:
+        self._is_answered(one)
+        await self.let_go([one.held], 0)
+        self._settled(one)
+
+    async def _ack(self, batch: list[_Settling]) -> None:
+        outcomes: Sequence[Exception | None]
+        try:
+            outcomes = await self._ack_all([one.held.message for one in batch])
+        except Exception as exc:  # noqa: BLE001 - it is raised again for each message, in a task of its own
+            outcomes = [exc] * len(batch)
+        for one, outcome in zip(batch, outcomes, strict=True):
+            if outcome is None:
+                self._settled(one)
+                self._done(one.held)
+            else:
+                self._in_task(one.held, self._ack_until(one, outcome))
+
+    async def _ack_until(self, one: _Settling, failure: Exception | None) -> None:
+        """Ack a message that could not be acked in the usual way, or was not published in the usual way."""
+        held, answer = one.held, one.answer
+        if failure is not None and not isinstance(failure, AdapterError):
+            raise failure
+        outcome: AdapterError | None = failure
+        if outcome is None or isinstance(outcome, Transient):
+            outcome = await entry_until("ack", lambda: self._acks_again.submit(held.message), limit=ACK_LIMIT)
         if outcome is None:
-            self._turns.passed(held)
+            self._settled(one)
             return
         # Answered, yet the message may come back: its answer will carry the same response_id.
         log.warning("ack_failed", message_id=held.message.id, response_id=answer.response_id, error=str(outcome))
@@ -109,6 +193,22 @@ class Settlement:
             raise outcome  # for good: without acks every message would be answered again and again
         if behind := self._turns.free(held):
             await self._back(held, behind, 0)
+        self._tell(one)
+
+    def _settled(self, one: _Settling) -> None:
+        """It is settled for good."""
+        self._turns.passed(one.held)
+        self._tell(one)
+
+    def _tell(self, one: _Settling) -> None:
+        level: Callable[..., None] = log.warning if one.answer.status_code >= 500 else log.debug
+        level(
+            "request_answered",
+            message_id=one.held.message.id,
+            response_id=one.answer.response_id,
+            status_code=one.answer.status_code,
+            attempt=one.attempt,
+        )
 
     async def _retry_later(self, held: Held, answer: Answer, attempt: int) -> None:
         message = held.message
@@ -140,7 +240,7 @@ class Settlement:
         self._counts.handed_back += len(behind)
         return behind
 
-    async def _ack(self, messages: Sequence[Message]) -> Sequence[AdapterError | None]:
+    async def _ack_all(self, messages: Sequence[Message]) -> Sequence[AdapterError | None]:
         try:
             return await bounded(self._subscription.ack(messages))
         except Transient as exc:
@@ -148,8 +248,10 @@ class Settlement:
 
     async def abort(self) -> None:
         """Publish and ack nothing more. What is under way may or may not arrive."""
+        await self._answered.abort()
+        await self._published.abort()
         await self._replier.abort()
-        await self._acks.abort()
+        await self._acks_again.abort()
 
     async def let_go(self, helds: Sequence[Held], seconds: float, *, limit: float | None = None) -> None:
         """Renew messages no more and let them come back in `seconds`. See `let_come`."""

@@ -85,7 +85,7 @@ async def test_a_fault_of_ours_in_settling_ends_the_worker_and_keeps_the_message
         async def broken(*_: Any) -> None:
             raise RuntimeError("secret prompt text")
 
-        monkeypatch.setattr("rejoinder.worker.reply.Replier.publish", broken)
+        monkeypatch.setattr("rejoinder.worker.reply.Replier.send", broken)
         await it.send("a")
         it.start()
         with pytest.raises(RuntimeError):
