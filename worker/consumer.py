@@ -15,9 +15,12 @@ import structlog
 
 from rejoinder.adapters import AdapterError, Message, Subscription
 from rejoinder.worker.errors import EngineGone, TimedOut
-from rejoinder.worker.handler import Answer, Handler, exhausted, refusal
+from rejoinder.worker.handler import Answer, Handler, Job, Part, Several, exhausted, refusal
 from rejoinder.worker.held import Counts, Held, Stage
+from rejoinder.worker.inputs import Lines
 from rejoinder.worker.lease import LeaseKeeper
+from rejoinder.worker.line_jobs import LineJobs, StoreStream
+from rejoinder.worker.line_run import Means
 from rejoinder.worker.logs import places
 from rejoinder.worker.ordering import Turns
 from rejoinder.worker.pace import Pace, Waits
@@ -25,6 +28,7 @@ from rejoinder.worker.receiver import Receiver
 from rejoinder.worker.reply import Replier
 from rejoinder.worker.retry import RetryPolicy
 from rejoinder.worker.settlement import Settlement
+from rejoinder.worker.several import all_answers
 from rejoinder.worker.slots import Slots
 
 log = structlog.get_logger(__name__)
@@ -68,6 +72,8 @@ class Consumer:
         policy: RetryPolicy,
         prefetch: int | None,
         max_hold: float,
+        store: StoreStream = no_store,
+        max_line_bytes: int = MAX_LINE_BYTES,
     ) -> None:
         self._subscription = subscription
         self._handler = handler
@@ -179,7 +185,8 @@ class Consumer:
 
     def _room(self) -> int:
         """How many messages may be received now."""
-        if self._settling >= MAX_SETTLING or self._held_bytes >= MAX_HELD_BYTES:
+        held_bytes = self._held_bytes + self._handler.held_bytes
+        if self._settling >= MAX_SETTLING or held_bytes >= MAX_HELD_BYTES or self._lines.waiting:
             return 0
         capacity = self._slots.capacity
         if capacity < 1:
@@ -218,6 +225,8 @@ class Consumer:
             self._emptied.set()
         self._settling -= held.stage is Stage.SETTLING
         self._held_bytes -= len(held.message.body)
+        if held.share is not None:
+            held.share.free()
         if behind := self._turns.cut(held):
             # It ended without being settled, as by a lost lease: those behind it must not overtake it.
             for one in behind:
@@ -251,14 +260,31 @@ class Consumer:
         await self._hand_back([held])
 
     async def _answer(self, held: Held) -> Answer:
-        message = held.message
-        job = await self._handler.accept(message)
+        latest = held.received + self._max_hold
+        job = await self._handler.accept(held.message, latest)
+        if isinstance(job, Job):
+            held.share = job.share
+            return await self._run(held, job, latest)
+        if isinstance(job, Several):
+            return await all_answers(job, lambda part: self._part(held, part, latest))
+        return job
+
+    async def _part(self, held: Held, part: Part, latest: float) -> Answer:
+        job = await self._handler.accept_part(held.message, part, latest)
         if isinstance(job, Answer):
             return job
-        if self._policy.exhausted(message.attempt):
+        try:
+            return await self._run(held, job, latest)
+        finally:
+            if job.share is not None:
+                job.share.free()
+
+    async def _run(self, held: Held, job: Job, latest: float) -> Answer:
+        if self._policy.exhausted(held.message.attempt):
             # Earlier deliveries ended with their worker or their lease: running it again could end this one too.
             return exhausted(2 * self._policy.cap, job.metadata, job.response_id)
-        latest = held.received + self._max_hold
+        if isinstance(job.body, Lines):
+            return await self._lines.run(job, job.body, latest, held.waits)
         if not self._slots.try_acquire():
             try:
                 async with asyncio.timeout_at(latest):

@@ -2,11 +2,12 @@
 
 import asyncio
 import hashlib
+import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -20,7 +21,6 @@ from rejoinder.worker.errors import (
     EngineGone,
     Expired,
     Failed,
-    Forbidden,
     Missing,
     RequestError,
     RequestTooLarge,
@@ -28,13 +28,18 @@ from rejoinder.worker.errors import (
     TimedOut,
     Unavailable,
 )
+from rejoinder.worker.inputs import Inputs
 from rejoinder.worker.logs import places
+from rejoinder.worker.room import Share
+from rejoinder.worker.stores import Stores
 
 log = structlog.get_logger(__name__)
 
 # Parsing holds the GIL for most of its time, so a thread is no cure; but between its parts it lets the event loop in.
 PARSE_IN_THREAD_BYTES = 256 * 1024
 NO_OPTIONS = Options()
+
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,12 @@ class Answer:
     """What went wrong, where something did."""
     named_by_message: bool = False
     """`response_id` is known to be the message's own, not an `inference_id`."""
+    output_location: str | None = None
+    """Where the result was stored while it was made; `body` is None then."""
+    also: tuple["Answer", ...] = ()
+    """The answers to further requests of the same message. If any answer of it is retryable, this one is."""
+    silent: bool = False
+    """There is nothing to answer: the message is settled without a response."""
 
     @property
     def retryable(self) -> bool:
@@ -69,9 +80,34 @@ class Job:
     attempt: int | None
     metadata: str
     options: Options
-    expires_at: float
+    expires_at: float = math.inf
     """Epoch seconds after which it must not be started; infinity: never."""
-    expiry_reason: str
+    expiry_reason: str = ""
+    input_location: str | None = None
+    """Where the body came from."""
+    share: Share | None = None
+    """What such a body has of the room for inputs. Whoever has the job frees it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of several requests that a message is."""
+
+    request: ParsedRequest | WireError
+    """WireError: what is wrong with it."""
+    name: str
+    """Its response id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """A message of several requests, each of which is accepted by itself."""
+
+    parts: tuple[Part, ...]
+
+
+Events = Callable[[bytes], Sequence[ParsedRequest | WireError] | None]
+"""The requests that a message without an envelope is: none if it is to be ignored; None if it is something else."""
 
 
 def response_id(subscription: str, message_id: str, inference_id: str | None) -> str:
@@ -93,6 +129,8 @@ class Handler:
         default_path: The path of a request that has none.
         max_request_bytes: A larger request is answered 413.
         invocation_timeout: Seconds of inference where the request sets no limit.
+        inputs: Reads what is named by location. Default: none may be read.
+        events: The requests that a message without an envelope is; None if it is none of these. Default: none is.
     """
 
     def __init__(
@@ -103,20 +141,36 @@ class Handler:
         default_path: str,
         max_request_bytes: int,
         invocation_timeout: float,
+        inputs: Inputs | None = None,
+        events: Events | None = None,
     ) -> None:
         self._engine = engine
         self._subscription = subscription
         self._default_path = default_path
         self._max_request_bytes = max_request_bytes
         self._invocation_timeout = invocation_timeout
+        self._inputs = inputs or Inputs(Stores(), 0)
+        self._events = events
         self._clock = asyncio.get_running_loop().time
 
-    async def accept(self, message: Message) -> Job | Answer:
-        """Read and check a message: a job to run, or the answer if there is nothing to run. Never raises."""
+    @property
+    def held_bytes(self) -> int:
+        """What the inputs that were read by location have of the memory."""
+        return self._inputs.room.used
+
+    async def accept(
+        self, message: Message, latest: float | None = None, share: Share | None = None
+    ) -> Job | Several | Answer:
+        """Read and check a message: a job to run, or the answer if there is nothing to run. Never raises.
+
+        Args:
+            message: What was received.
+            latest: The loop's time by which an input must have been read; None: whenever.
+            share: What the message's body has of the room for inputs, where it has any.
+        """
         name = response_id(self._subscription, message.id, None)
         if message.stored_at is not None:
-            error = Forbidden(f"the request is stored at {message.stored_at!r}, and this worker reads from no store")
-            return refusal(error, None, name)
+            return await self._pointed(message, message.stored_at, name, latest)
         try:
             if len(message.body) > self._max_request_bytes:
                 return self._too_large(message, name)
@@ -125,15 +179,69 @@ class Handler:
             else:
                 parsed = parse_request(message.body)
         except WireError as exc:
-            return refusal(BadRequest(str(exc), param=exc.param), exc.metadata, name)
+            return self._several(message) or refusal(BadRequest(str(exc), param=exc.param), exc.metadata, name)
         except Exception as exc:  # noqa: BLE001 - a fault of ours in reading one message must not touch the others
-            return refusal(_failed(exc, name), None, name)
+            return refusal(failed(exc, name), None, name)
         options = parsed.options or NO_OPTIONS
         name = options.inference_id or name
         try:
-            return self._job(message, parsed, options, name)
+            job = self._job(message, parsed, options, name)
         except RequestError as exc:
             return refusal(exc, parsed.metadata, name)
+        if job.input_location is not None:
+            return await self._with_input(job, job.input_location, latest, share or self._inputs.room.share())
+        return job if share is None else replace(job, share=share)
+
+    async def accept_part(self, message: Message, part: Part, latest: float) -> Job | Answer:
+        """The same for one of several requests that a message is."""
+        try:
+            if isinstance(part.request, WireError):
+                raise BadRequest(str(part.request), param=part.request.param)
+            job = self._job(message, part.request, NO_OPTIONS, part.name)
+        except RequestError as exc:
+            return refusal(exc, None if isinstance(part.request, WireError) else part.request.metadata, part.name)
+        location = part.request.input_location or ""
+        return await self._with_input(job, location, latest, self._inputs.room.share())
+
+    def _several(self, message: Message) -> Several | Answer | None:
+        """What a message without an envelope may be, where S3 events are requests."""
+        requests = None if self._events is None else self._events(message.body)
+        if requests is None:
+            return None
+        names = (response_id(self._subscription, f"{message.id}\0{place}", None) for place in range(len(requests)))
+        parts = tuple(map(Part, requests, names))
+        return Several(parts) if parts else Answer(204, None, None, "", silent=True)
+
+    async def _pointed(
+        self, message: Message, location: str, name: str, latest: float | None
+    ) -> Job | Several | Answer:
+        """Accept a message that is only a pointer to the request."""
+        share = self._inputs.room.share()
+        accepted: Job | Several | Answer | None = None
+        try:
+            reading = self._inputs.envelope(location, self._max_request_bytes, share)
+            body = await _read(reading, latest, name)
+            accepted = await self.accept(replace(message, body=body, stored_at=None), latest, share)
+        except RequestError as exc:
+            accepted = refusal(exc, None, name)
+        finally:
+            if not isinstance(accepted, Job):
+                share.free()
+        return accepted
+
+    async def _with_input(self, job: Job, location: str, latest: float | None, share: Share) -> Job | Answer:
+        """The same job, with the body that its input is."""
+        read = False
+        try:
+            reading = self._inputs.body(location, job.options.content_type, share)
+            body = await _read(reading, latest, job.response_id)
+            read = True
+            return replace(job, body=body, share=share)
+        except RequestError as exc:
+            return refusal(exc, job.metadata, job.response_id)
+        finally:
+            if not read:
+                share.free()
 
     def _too_large(self, message: Message, name: str) -> Answer:
         # Not parsed: reading all of it is what the limit is there to avoid.
@@ -147,15 +255,13 @@ class Handler:
             raise Missing(
                 f"unknown path {path!r}; this worker serves {', '.join(sorted(self._engine.paths))}", param="path"
             )
-        if parsed.input_location is not None:
-            raise Forbidden(
-                f"input_location {parsed.input_location!r} is not allowed: this worker reads from no store",
-                param="input_location",
-            )
         expires_at, reason = _expiry(options, message.sent_at)
         created = int(message.sent_at or 0)
-        job = Job(path, parsed.body, name, created, message.attempt, parsed.metadata, options, expires_at, reason)
-        _check_expiry(job)
+        metadata, location = parsed.metadata, parsed.input_location
+        job = Job(
+            path, parsed.body, name, created, message.attempt, metadata, options, expires_at, reason, location
+        )
+        check_expiry(job)
         return job
 
     async def run(self, job: Job, latest: float, on_wait: Callable[[bool], None] | None = None) -> Answer:
@@ -179,13 +285,13 @@ class Handler:
                 on_wait(waiting)
 
         try:
-            _check_expiry(job)
+            check_expiry(job)
             request = EngineRequest(job.path, job.body, name, job.created, job.attempt, waits)
             async with timer:
                 body = await self._engine.generate(request)
         except TimeoutError as exc:
             if not timer.expired():  # not ours: something inside the engine timed out
-                return refusal(_failed(exc, name), job.metadata, name)
+                return refusal(failed(exc, name), job.metadata, name)
             reason = f"inference took longer than invocation_timeout_seconds, {limit:g} s"
             held = timer.when() == latest
             error = TimedOut("the request was held for as long as the worker may hold it" if held else reason)
@@ -195,7 +301,7 @@ class Handler:
         except EngineGone:
             raise
         except Exception as exc:  # noqa: BLE001 - an engine's bug is this request's error, not the worker's end
-            return refusal(_failed(exc, name), job.metadata, name)
+            return refusal(failed(exc, name), job.metadata, name)
         return Answer(200, job.metadata, body, name, named_by_message=job.options.inference_id is None)
 
 
@@ -204,13 +310,28 @@ def refusal(error: RequestError, metadata: str | None, name: str) -> Answer:
     return Answer(error.status_code, metadata, ErrorBody.of(error.detail()), name, error)
 
 
+async def _read(reading: Awaitable[Read], latest: float | None, name: str) -> Read:
+    """Await the reading of an object until `latest`, on the loop's clock. Raises RequestError, and nothing else."""
+    timer = asyncio.timeout_at(latest)
+    try:
+        async with timer:
+            return await reading
+    except RequestError:
+        raise
+    except Exception as exc:
+        if isinstance(exc, TimeoutError) and timer.expired():
+            raise TimedOut("the request was held for as long as the worker may hold it") from exc
+        raise failed(exc, name) from exc
+
+
 def exhausted(attempts: int, metadata: str | None, name: str) -> Answer:
     """The answer to a request of which no delivery was seen to end: the worker or its lease ended each time."""
     error = Unavailable(f"given up after {attempts} deliveries: each time its worker or its lease was lost")
     return refusal(error, metadata, name)
 
 
-def _failed(exc: Exception, name: str) -> Failed:
+def failed(exc: Exception, name: str) -> Failed:
+    """The error of a request on which we, or the engine, failed in a way that nobody foresaw."""
     # The message of an unforeseen exception may quote the prompt, so it is logged by type and place only.
     log.error("engine_error", response_id=name, error_type=type(exc).__name__, where=places(exc))
     return Failed(f"the engine failed on this request: {type(exc).__name__}")
@@ -228,7 +349,8 @@ def _expiry(options: Options, sent_at: float | None) -> tuple[float, str]:
     return min(candidates)
 
 
-def _check_expiry(job: Job) -> None:
+def check_expiry(job: Job) -> None:
+    """Raise Expired for a job that must not be started any more."""
     now = time.time()
     if now >= job.expires_at:
         at = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds")

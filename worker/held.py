@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from rejoinder.adapters import Message
 from rejoinder.worker.lease import Lease
+from rejoinder.worker.room import Share
 
 
 class Stage(enum.Enum):
@@ -29,6 +30,8 @@ class Held:
     """Its answer is durable: only the ack is left, and a lease that is gone from now on is gone by it."""
     turn: asyncio.Future[None] | None = None
     """Done when its turn among those of its ordering key has come; None where it never waits for any."""
+    share: Share | None = None
+    """What its input has of the room for inputs."""
     settling: bool = False
     """It was given to the settlement, which says when it is done with it."""
     abandoned: bool = False
