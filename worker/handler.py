@@ -29,6 +29,7 @@ from rejoinder.worker.errors import (
     Unavailable,
 )
 from rejoinder.worker.inputs import Inputs
+from rejoinder.worker.limits import Limits
 from rejoinder.worker.logs import places
 from rejoinder.worker.room import Share
 from rejoinder.worker.stores import Stores
@@ -152,6 +153,7 @@ class Handler:
         self._inputs = inputs or Inputs(Stores(), 0)
         self._events = events
         self._clock = asyncio.get_running_loop().time
+        self._limits = Limits()
 
     @property
     def held_bytes(self) -> int:
@@ -277,23 +279,23 @@ class Handler:
         """
         name, clock = job.response_id, self._clock
         limit = float(job.options.invocation_timeout_seconds or self._invocation_timeout)
-        timer = asyncio.timeout_at(min(clock() + limit, latest))
+        timer = self._limits.at(min(clock() + limit, latest))
 
         def waits(waiting: bool) -> None:
-            timer.reschedule(latest if waiting else min(clock() + limit, latest))
+            timer.when = latest if waiting else min(clock() + limit, latest)
             if on_wait is not None:
                 on_wait(waiting)
 
         try:
             check_expiry(job)
             request = EngineRequest(job.path, job.body, name, job.created, job.attempt, waits)
-            async with timer:
+            with timer:
                 body = await self._engine.generate(request)
         except TimeoutError as exc:
-            if not timer.expired():  # not ours: something inside the engine timed out
+            if not timer.expired:  # not ours: something inside the engine timed out
                 return refusal(failed(exc, name), job.metadata, name)
             reason = f"inference took longer than invocation_timeout_seconds, {limit:g} s"
-            held = timer.when() == latest
+            held = timer.when == latest
             error = TimedOut("the request was held for as long as the worker may hold it" if held else reason)
             return refusal(error, job.metadata, name)
         except RequestError as exc:
