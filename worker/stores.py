@@ -1,0 +1,82 @@
+"""The stores that the settings name, opened once, and which of them an input may be read from."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from rejoinder.adapters import open_blobs
+from rejoinder.adapters.driver import BlobStore
+from rejoinder.worker.errors import Forbidden
+from rejoinder.worker.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The worker's stores. None: the settings name none for that."""
+
+    outputs: BlobStore | None = None
+    failures: BlobStore | None = None
+    ledger: BlobStore | None = None
+    responses: BlobStore | None = None
+    """Of responses that go as the Extended Client's pointers."""
+    inputs: tuple[BlobStore, ...] = ()
+    """What inputs may be read from."""
+
+    def resolve(self, location: str, param: str | None) -> tuple[BlobStore, str]:
+        """The store and the key of an object that may be read. Asks no server.
+
+        Args:
+            location: What a message names. Taken as it stands: nothing in it is decoded or normalised.
+            param: The field that names it, for the error.
+
+        Raises:
+            Forbidden: it is outside the allowed stores.
+        """
+        for store in self.inputs:
+            base = f"{store.url}/"
+            if location.startswith(base):
+                key = location.removeprefix(base)
+                try:
+                    store.location(key)
+                except ValueError as exc:
+                    raise Forbidden(f"{location!r:.1100} is not allowed: {exc}", param=param) from exc
+                return store, key
+        allowed = ", ".join(store.url for store in self.inputs) or "no store"
+        raise Forbidden(f"{location!r:.1100} is not allowed: this worker reads from {allowed}", param=param)
+
+
+def below(url: str, part: str) -> str:
+    """The URL of what stands below a store's: its options stay."""
+    base, mark, options = url.partition("?")
+    return f"{base.removesuffix('/')}/{part}{mark}{options}"
+
+
+@asynccontextmanager
+async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
+    """Open what the settings name, each URL once, and close it on exit.
+
+    Raises:
+        AdapterError: a URL is wrong, or a store refuses; says which.
+    """
+    opened: dict[str, BlobStore] = {}
+    blobs = settings.blobs
+    async with AsyncExitStack() as stack:
+
+        async def at(url: str | None, part: str = "") -> BlobStore | None:
+            """The store at `url`, or else, where a `part` is given, the one below the store for all."""
+            if url is None:
+                if blobs is None or not part:
+                    return None
+                url = below(blobs, part)
+            if url not in opened:
+                opened[url] = await stack.enter_async_context(open_blobs(url))
+            return opened[url]
+
+        inputs = [await at(url) for url in (blobs, *settings.allow_input)]
+        yield Stores(
+            outputs=await at(settings.output_path, "outputs"),
+            failures=await at(settings.failure_path, "failures"),
+            ledger=await at(settings.ledger),
+            responses=await at(None, "responses") if settings.extended_client else None,
+            inputs=tuple(store for store in inputs if store is not None),
+        )
