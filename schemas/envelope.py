@@ -144,3 +144,14 @@ def write_response(status_code: int, metadata: str | None, body: Any) -> bytes:
     """
     own = "null" if metadata is None else safe_text(metadata)
     return f'{{"status_code":{status_code},"metadata":{own},"body":{write_json(body)}}}'.encode()
+
+
+def response_head(status_code: int, metadata: str | None) -> str:
+    """The text with which such a response begins, up to its body."""
+    own = "null" if metadata is None else safe_text(metadata)
+    return f'{{"status_code":{status_code},"metadata":{own},"body":'
+
+
+def with_location(response: bytes, field: str, location: str) -> bytes:
+    """A response's bytes with one more field at their end: `output_location` or `failure_location`."""
+    return response[:-1] + f',"{field}":{write_json(location)}}}'.encode()

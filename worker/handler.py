@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 
@@ -37,6 +37,23 @@ PARSE_IN_THREAD_BYTES = 256 * 1024
 NO_OPTIONS = Options()
 
 
+Source = Literal["", "object", "ledger"]
+"""Where an answer was found: "" where it is new."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is stored of an answer."""
+
+    wire: bytes
+    """The response's bytes, which are published as they are."""
+    output_location: str | None = None
+    failure_location: str | None = None
+    source: Source = ""
+    pointer: str | None = None
+    """Where the response itself is stored, if only a pointer to it is published."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What the sender gets for one request."""
@@ -50,6 +67,10 @@ class Answer:
     """What went wrong, where something did."""
     named_by_message: bool = False
     """`response_id` is known to be the message's own, not an `inference_id`."""
+    output_location: str | None = None
+    """Where the result was stored while it was made; `body` is None then."""
+    kept: Kept | None = None
+    """What is stored of it, where the worker has stores."""
 
     @property
     def retryable(self) -> bool:
