@@ -16,7 +16,7 @@ import structlog
 
 from rejoinder.adapters import Denied, Message, NotFound, TooLarge, Transient
 from rejoinder.adapters.driver import BlobStore
-from rejoinder.schemas.envelope import Options, parse_request, response_head, with_location, write_response
+from rejoinder.schemas.envelope import Options, parse_request, response_head, write_response
 from rejoinder.schemas.wire import WireError
 from rejoinder.worker.errors import BadRequest, Forbidden, NotGiven, RequestError, Unavailable
 from rejoinder.worker.handler import NO_OPTIONS, PARSE_IN_THREAD_BYTES, Answer, Job, Kept, refusal, response_id
@@ -93,8 +93,8 @@ class Outputs:
         if self._ledger is not None and (stored := await self._ledger.read(key)) is not None:
             return stored_answer(stored, asked.metadata, asked.response_id, "ledger")
         if self._outputs is not None and (location := await self._stands(self._outputs, asked)) is not None:
-            wire = write_response(200, asked.metadata, None)
-            kept = Kept(with_location(wire, "output_location", location), output_location=location, source="object")
+            wire = write_response(200, asked.metadata, None, output_location=location)
+            kept = Kept(wire, output_location=location, source="object")
             return Answer(200, asked.metadata, None, asked.response_id, kept=kept)
         if self._failures is not None:
             stored = await read_whole("read failure", self._failures, key)
@@ -154,16 +154,16 @@ class Outputs:
                 self._check_carried(message, answer, wire)
             return Kept(wire)
         if location is not None:
-            return Kept(with_location(wire, "output_location", location), output_location=location)
+            return Kept(write_response(200, answer.metadata, None, output_location=location), location)
         assert self._outputs is not None  # noqa: S101 - asked above
         key = output_key(answer.response_id, options)
         location = self._outputs.location(key)
-        short = with_location(write_response(200, answer.metadata, None), "output_location", location)
+        response = write_response(200, answer.metadata, None, output_location=location)
         if self._pointed is None:
-            self._check_carried(message, answer, short)
+            self._check_carried(message, answer, response)
         body = memoryview(wire)[len(response_head(200, answer.metadata).encode()) : -1]
         await self._put_output(self._outputs, key, body, options)
-        return Kept(short, output_location=location)
+        return Kept(response, output_location=location)
 
     async def _put_output(self, outputs: BlobStore, key: str, body: memoryview, options: Options) -> None:
         try:
@@ -181,11 +181,9 @@ class Outputs:
     async def _failed(self, message: Message, answer: Answer, asked: _Asked) -> Answer:
         if (earlier := await self._earlier(asked)) is not None and earlier.kept is not None:
             return await self._record(message, earlier, earlier.kept)
-        wire = write_response(answer.status_code, answer.metadata, answer.body)
-        location = None
-        if self._failures is not None:
-            location = self._failures.location(record_key(answer.response_id))
-            wire = with_location(wire, "failure_location", location)
+        key = record_key(answer.response_id)
+        location = None if self._failures is None else self._failures.location(key)
+        wire = write_response(answer.status_code, answer.metadata, answer.body, failure_location=location)
         return await self._record(message, answer, Kept(wire, failure_location=location))
 
     async def _record(self, message: Message, answer: Answer, kept: Kept) -> Answer:
