@@ -188,3 +188,9 @@ def wrap_response(
     places = {"output_location": output_location, "failure_location": failure_location}
     more = "".join(f',"{name}":{write_json(place)}' for name, place in places.items() if place is not None)
     return f'{{"status_code":{status_code},"metadata":{own},"body":{body}{more}}}'.encode()
+
+
+def response_head(status_code: int, metadata: str | None) -> str:
+    """The text with which such a response begins, up to its body."""
+    own = "null" if metadata is None else safe_text(metadata)
+    return f'{{"status_code":{status_code},"metadata":{own},"body":'

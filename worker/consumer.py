@@ -14,15 +14,17 @@ from typing import Any
 import structlog
 
 from rejoinder.adapters import AdapterError, Message, Subscription
+from rejoinder.worker.accepting import Acceptor, Part, Several
 from rejoinder.worker.errors import EngineGone, TimedOut
-from rejoinder.worker.handler import Answer, Handler, Job, Part, Several, exhausted, refusal
+from rejoinder.worker.handler import Answer, Answered, Handler, Job, exhausted, refusal
 from rejoinder.worker.held import Counts, Held, Stage
 from rejoinder.worker.inputs import Lines
 from rejoinder.worker.lease import LeaseKeeper
-from rejoinder.worker.line_jobs import LineJobs, StoreStream
+from rejoinder.worker.line_jobs import LineJobs
 from rejoinder.worker.line_run import Means
 from rejoinder.worker.logs import places
 from rejoinder.worker.ordering import Turns
+from rejoinder.worker.outputs import Outputs
 from rejoinder.worker.pace import Pace, Waits
 from rejoinder.worker.receiver import Receiver
 from rejoinder.worker.reply import Replier
@@ -53,30 +55,33 @@ class Consumer:
 
     Args:
         subscription: Where messages come from.
-        handler: Turns a message into an answer.
+        handler: Runs requests.
+        acceptor: Turns a message into what it asks for.
         replier: Makes answers durable.
         slots: The engine's capacity.
         policy: When failed requests come back.
         prefetch: Messages held beyond the slots; None: as many as complete during one receive.
         max_hold: Seconds from receipt after which a message is answered 504; sooner where the broker does not allow
             as much.
+        outputs: Stores answers; None: there is no store.
     """
 
     def __init__(
         self,
         subscription: Subscription,
         handler: Handler,
+        acceptor: Acceptor,
         replier: Replier,
         slots: Slots,
         *,
         policy: RetryPolicy,
         prefetch: int | None,
         max_hold: float,
-        store: StoreStream = no_store,
-        max_line_bytes: int = MAX_LINE_BYTES,
+        outputs: Outputs | None = None,
     ) -> None:
         self._subscription = subscription
         self._handler = handler
+        self._acceptor = acceptor
         self._slots = slots
         self._policy = policy
         self._prefetch = prefetch
@@ -95,6 +100,9 @@ class Consumer:
         self._loop = asyncio.get_running_loop()
         self._clock = self._loop.time
         self._waits = Waits(self._clock())
+        # Without a store for outputs no job of lines is accepted.
+        means = Means(handler, slots, policy, self._waits, handler.max_request_bytes)
+        self._lines = None if outputs is None else LineJobs(means, outputs.store_stream)
         self._fatal: BaseException | None = None
         self._handing_back: set[asyncio.Task[None]] = set()
         self.counts = Counts()
@@ -185,8 +193,8 @@ class Consumer:
 
     def _room(self) -> int:
         """How many messages may be received now."""
-        held_bytes = self._held_bytes + self._handler.held_bytes
-        if self._settling >= MAX_SETTLING or held_bytes >= MAX_HELD_BYTES or self._lines.waiting:
+        held_bytes = self._held_bytes + self._acceptor.held_bytes
+        if self._settling >= MAX_SETTLING or held_bytes >= MAX_HELD_BYTES or (self._lines and self._lines.waiting):
             return 0
         capacity = self._slots.capacity
         if capacity < 1:
@@ -261,20 +269,20 @@ class Consumer:
 
     async def _answer(self, held: Held) -> Answer:
         latest = held.received + self._max_hold
-        job = await self._handler.accept(held.message, latest)
+        job = await self._acceptor.accept(held.message, latest)
         if isinstance(job, Job):
             held.share = job.share
             return await self._run(held, job, latest)
         if isinstance(job, Several):
-            return await all_answers(job, lambda part: self._part(held, part, latest))
+            return (await all_answers(job, lambda part: self._part(held, part, latest))).answer
         return job
 
-    async def _part(self, held: Held, part: Part, latest: float) -> Answer:
-        job = await self._handler.accept_part(held.message, part, latest)
+    async def _part(self, held: Held, part: Part, latest: float) -> Answered:
+        job = await self._acceptor.accept_part(held.message, part, latest)
         if isinstance(job, Answer):
-            return job
+            return Answered(job, None)
         try:
-            return await self._run(held, job, latest)
+            return Answered(await self._run(held, job, latest), job)
         finally:
             if job.share is not None:
                 job.share.free()
@@ -283,7 +291,7 @@ class Consumer:
         if self._policy.exhausted(held.message.attempt):
             # Earlier deliveries ended with their worker or their lease: running it again could end this one too.
             return exhausted(2 * self._policy.cap, job.metadata, job.response_id)
-        if isinstance(job.body, Lines):
+        if self._lines is not None and isinstance(job.body, Lines):
             return await self._lines.run(job, job.body, latest, held.waits)
         if not self._slots.try_acquire():
             try:

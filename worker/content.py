@@ -54,7 +54,7 @@ def _form(content_type: str, param: str) -> Form:
     kind, charset = _parsed(content_type)
     form = Form.TEXT if kind.startswith("text/") else _TYPES.get(kind)
     if form is None:
-        taken = f"application/json, text/* and JSON lines ({', '.join(name for name in _TYPES if _TYPES[name] is Form.LINES)})"
+        taken = f"{', '.join(_TYPES)} and text/*"
         raise BadRequest(f"content_type {content_type!r} of the input is not supported; taken are {taken}", param=param)
     if charset not in _UTF_8:
         raise BadRequest(f"content_type {content_type!r} of the input: only UTF-8 is read", param=param)

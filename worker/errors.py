@@ -6,6 +6,7 @@
     ├── Missing          404
     ├── Expired          408
     ├── RequestTooLarge  413
+    ├── NotGiven         500  the result cannot be written, stored or carried
     └── TimedOut         504
     RetryableError           comes back later; answered with its status after the last attempt
     ├── Failed           500  the engine failed on this request alone
@@ -65,6 +66,13 @@ class RequestTooLarge(RequestError):
 
     status_code = 413
     type = "request_too_large_error"
+
+
+class NotGiven(RequestError):
+    """The result cannot be written as JSON, or nobody takes it as large as it is: another attempt makes the same."""
+
+    status_code = 500
+    type = "engine_error"
 
 
 class TimedOut(RequestError):

@@ -4,10 +4,10 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 import structlog
 
@@ -28,11 +28,9 @@ from rejoinder.worker.errors import (
     TimedOut,
     Unavailable,
 )
-from rejoinder.worker.inputs import Inputs
 from rejoinder.worker.limits import Limits
 from rejoinder.worker.logs import places
 from rejoinder.worker.room import Share
-from rejoinder.worker.stores import Stores
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +38,22 @@ log = structlog.get_logger(__name__)
 PARSE_IN_THREAD_BYTES = 256 * 1024
 NO_OPTIONS = Options()
 
-Read = TypeVar("Read")
+
+Source = Literal["", "object", "ledger"]
+"""Where an answer was found: "" where it is new."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is stored of an answer."""
+
+    wire: bytes
+    """The response's bytes, which are published as they are."""
+    output_location: str | None = None
+    failure_location: str | None = None
+    source: Source = ""
+    pointer: str | None = None
+    """Where the response itself is stored, if only a pointer to it is published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +71,9 @@ class Answer:
     """`response_id` is known to be the message's own, not an `inference_id`."""
     output_location: str | None = None
     """Where the result was stored while it was made; `body` is None then."""
-    also: tuple["Answer", ...] = ()
+    kept: Kept | None = None
+    """What is stored of it, where the worker has stores."""
+    also: tuple["Answered", ...] = ()
     """The answers to further requests of the same message. If any answer of it is retryable, this one is."""
     silent: bool = False
     """There is nothing to answer: the message is settled without a response."""
@@ -91,24 +106,12 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One of several requests that a message is."""
+class Answered:
+    """One of several requests of a message, and its answer."""
 
-    request: ParsedRequest | WireError
-    """WireError: what is wrong with it."""
-    name: str
-    """Its response id."""
-
-
-@dataclass(frozen=True, slots=True)
-class Several:
-    """A message of several requests, each of which is accepted by itself."""
-
-    parts: tuple[Part, ...]
-
-
-Events = Callable[[bytes], Sequence[ParsedRequest | WireError] | None]
-"""The requests that a message without an envelope is: none if it is to be ignored; None if it is something else."""
+    answer: Answer
+    job: Job | None
+    """None where it could not be started."""
 
 
 def response_id(subscription: str, message_id: str, inference_id: str | None) -> str:
@@ -130,8 +133,6 @@ class Handler:
         default_path: The path of a request that has none.
         max_request_bytes: A larger request is answered 413.
         invocation_timeout: Seconds of inference where the request sets no limit.
-        inputs: Reads what is named by location. Default: none may be read.
-        events: The requests that a message without an envelope is; None if it is none of these. Default: none is.
     """
 
     def __init__(
@@ -142,116 +143,55 @@ class Handler:
         default_path: str,
         max_request_bytes: int,
         invocation_timeout: float,
-        inputs: Inputs | None = None,
-        events: Events | None = None,
     ) -> None:
         self._engine = engine
         self._subscription = subscription
         self._default_path = default_path
-        self._max_request_bytes = max_request_bytes
+        self.max_request_bytes = max_request_bytes
         self._invocation_timeout = invocation_timeout
-        self._inputs = inputs or Inputs(Stores(), 0)
-        self._events = events
         self._clock = asyncio.get_running_loop().time
         self._limits = Limits()
 
-    @property
-    def held_bytes(self) -> int:
-        """What the inputs that were read by location have of the memory."""
-        return self._inputs.room.used
-
-    async def accept(
-        self, message: Message, latest: float | None = None, share: Share | None = None
-    ) -> Job | Several | Answer:
+    async def accept(self, message: Message) -> Job | Answer:
         """Read and check a message: a job to run, or the answer if there is nothing to run. Never raises.
 
-        Args:
-            message: What was received.
-            latest: The loop's time by which an input must have been read; None: whenever.
-            share: What the message's body has of the room for inputs, where it has any.
+        A job with an `input_location` has no body yet.
         """
         name = response_id(self._subscription, message.id, None)
-        if message.stored_at is not None:
-            return await self._pointed(message, message.stored_at, name, latest)
         try:
-            if len(message.body) > self._max_request_bytes:
+            if len(message.body) > self.max_request_bytes:
                 return self._too_large(message, name)
             if len(message.body) > PARSE_IN_THREAD_BYTES:
                 parsed = await asyncio.to_thread(parse_request, message.body)
             else:
                 parsed = parse_request(message.body)
         except WireError as exc:
-            return self._several(message) or refusal(BadRequest(str(exc), param=exc.param), exc.metadata, name)
+            return refusal(BadRequest(str(exc), param=exc.param), exc.metadata, name)
         except Exception as exc:  # noqa: BLE001 - a fault of ours in reading one message must not touch the others
             return refusal(failed(exc, name), None, name)
-        options = parsed.options or NO_OPTIONS
-        name = options.inference_id or name
-        try:
-            job = self._job(message, parsed, options, name)
-        except RequestError as exc:
-            return refusal(exc, parsed.metadata, name)
-        if job.input_location is not None:
-            return await self._with_input(job, job.input_location, latest, share or self._inputs.room.share())
-        return job if share is None else replace(job, share=share)
-
-    async def accept_part(self, message: Message, part: Part, latest: float) -> Job | Answer:
-        """The same for one of several requests that a message is."""
-        try:
-            if isinstance(part.request, WireError):
-                raise BadRequest(str(part.request), param=part.request.param)
-            job = self._job(message, part.request, NO_OPTIONS, part.name)
-        except RequestError as exc:
-            return refusal(exc, None if isinstance(part.request, WireError) else part.request.metadata, part.name)
-        location = part.request.input_location or ""
-        return await self._with_input(job, location, latest, self._inputs.room.share())
-
-    def _several(self, message: Message) -> Several | Answer | None:
-        """What a message without an envelope may be, where S3 events are requests."""
-        requests = None if self._events is None else self._events(message.body)
-        if requests is None:
-            return None
-        names = (response_id(self._subscription, f"{message.id}\0{place}", None) for place in range(len(requests)))
-        parts = tuple(map(Part, requests, names))
-        return Several(parts) if parts else Answer(204, None, None, "", silent=True)
-
-    async def _pointed(
-        self, message: Message, location: str, name: str, latest: float | None
-    ) -> Job | Several | Answer:
-        """Accept a message that is only a pointer to the request."""
-        share = self._inputs.room.share()
-        accepted: Job | Several | Answer | None = None
-        try:
-            reading = self._inputs.envelope(location, self._max_request_bytes, share)
-            body = await _read(reading, latest, name)
-            accepted = await self.accept(replace(message, body=body, stored_at=None), latest, share)
-        except RequestError as exc:
-            accepted = refusal(exc, None, name)
-        finally:
-            if not isinstance(accepted, Job):
-                share.free()
-        return accepted
-
-    async def _with_input(self, job: Job, location: str, latest: float | None, share: Share) -> Job | Answer:
-        """The same job, with the body that its input is."""
-        read = False
-        try:
-            reading = self._inputs.body(location, job.options.content_type, share)
-            body = await _read(reading, latest, job.response_id)
-            read = True
-            return replace(job, body=body, share=share)
-        except RequestError as exc:
-            return refusal(exc, job.metadata, job.response_id)
-        finally:
-            if not read:
-                share.free()
+        return self.job(message, parsed, (parsed.options or NO_OPTIONS).inference_id or name)
 
     def _too_large(self, message: Message, name: str) -> Answer:
         # Not parsed: reading all of it is what the limit is there to avoid.
-        limit = self._max_request_bytes
+        limit = self.max_request_bytes
         error = RequestTooLarge(f"the request has {len(message.body)} bytes; at most {limit} are allowed")
         return refusal(error, peek_metadata(message.body, limit), name)
 
-    def _job(self, message: Message, parsed: ParsedRequest, options: Options, name: str) -> Job:
+    def job(self, message: Message, parsed: ParsedRequest, name: str) -> Job | Answer:
+        """The job that a request is, or the answer if it must not be run.
+
+        Args:
+            message: What it came with.
+            parsed: The request.
+            name: Its response id.
+        """
+        try:
+            return self._job(message, parsed, name)
+        except RequestError as exc:
+            return refusal(exc, parsed.metadata, name)
+
+    def _job(self, message: Message, parsed: ParsedRequest, name: str) -> Job:
+        options = parsed.options or NO_OPTIONS
         path = self._default_path if parsed.path is None else "/" + parsed.path.removeprefix("/")
         if path not in self._engine.paths:
             raise Missing(
@@ -260,9 +200,7 @@ class Handler:
         expires_at, reason = _expiry(options, message.sent_at)
         created = int(message.sent_at or 0)
         metadata, location = parsed.metadata, parsed.input_location
-        job = Job(
-            path, parsed.body, name, created, message.attempt, metadata, options, expires_at, reason, location
-        )
+        job = Job(path, parsed.body, name, created, message.attempt, metadata, options, expires_at, reason, location)
         check_expiry(job)
         return job
 
@@ -310,20 +248,6 @@ class Handler:
 def refusal(error: RequestError, metadata: str | None, name: str) -> Answer:
     """The answer that carries an error."""
     return Answer(error.status_code, metadata, ErrorBody.of(error.detail()), name, error)
-
-
-async def _read(reading: Awaitable[Read], latest: float | None, name: str) -> Read:
-    """Await the reading of an object until `latest`, on the loop's clock. Raises RequestError, and nothing else."""
-    timer = asyncio.timeout_at(latest)
-    try:
-        async with timer:
-            return await reading
-    except RequestError:
-        raise
-    except Exception as exc:
-        if isinstance(exc, TimeoutError) and timer.expired():
-            raise TimedOut("the request was held for as long as the worker may hold it") from exc
-        raise failed(exc, name) from exc
 
 
 def exhausted(attempts: int, metadata: str | None, name: str) -> Answer:

@@ -118,6 +118,9 @@ class Inputs:
         source = self._source(location, LOCATION)
         form, found = await self._read(source, self._limit, share, partial(form_of, source.key, content_type))
         if isinstance(found, Lines):
+            if self._stores.outputs is None:
+                message = f"the input {location} is JSON lines, whose results are stored, and this worker has no store"
+                raise BadRequest(f"{message} for results (blobs, output_path)", param=LOCATION)
             return found
         read = read_text if form is Form.TEXT else read_value
         try:
@@ -127,10 +130,10 @@ class Inputs:
         except WireError as exc:
             raise BadRequest(f"the input {location} {exc}", param=LOCATION) from exc
 
-    async def envelope(self, location: str, limit: int, share: Share) -> bytes:
-        """A whole request of at most `limit` bytes that a message is only a pointer to. Raises as `body`."""
+    async def pointed(self, location: str, limit: int, share: Share) -> bytes:
+        """The object of at most `limit` bytes that a message is only a pointer to. Raises as `body`."""
         _, found = await self._read(self._source(location, None), limit, share, lambda _: Form.JSON)
-        return bytes(found)
+        return b"" if isinstance(found, Lines) else bytes(found)
 
     def _source(self, location: str, param: str | None) -> Source:
         store, key = self._stores.resolve(location, param)

@@ -9,7 +9,8 @@ from rejoinder.schemas.envelope import write_response
 from rejoinder.schemas.errors import ErrorBody, ErrorDetail
 from rejoinder.worker import carrying
 from rejoinder.worker.batcher import Batcher
-from rejoinder.worker.handler import Answer, response_id
+from rejoinder.worker.errors import NotGiven
+from rejoinder.worker.handler import Answer, refusal, response_id
 from rejoinder.worker.retry import bounded, entry_until
 
 log = structlog.get_logger(__name__)
@@ -32,14 +33,14 @@ class Replier:
         self._again: Batcher[Outgoing, Outcome] = Batcher(self.send)
 
     async def publish_again(
-        self, message: Message, answer: Answer, failure: AdapterError | ValueError, wanted: Callable[[], bool]
+        self, message: Message, answer: Answer, failure: AdapterError | ValueError | None, wanted: Callable[[], bool]
     ) -> None:
         """Make an answer durable that could not be published at first. When it returns, the message may be acked.
 
         Args:
             message: The request's delivery.
             answer: What to publish.
-            failure: The outcome of the first try.
+            failure: The outcome of the first try; None: there was none.
             wanted: Asked before each further try whether the answer is still to be given.
 
         Raises:
@@ -47,8 +48,8 @@ class Replier:
             ValueError: the broker cannot carry even an error in its place.
             AdapterError: the broker refuses the response for good (permission, topic gone).
         """
-        outcome: Outcome = failure
-        if isinstance(outcome, Transient):
+        outcome: Outcome | None = failure
+        if outcome is None or isinstance(outcome, Transient):
             outcome = await self._submit(message, answer, wanted, first=outcome)
         if isinstance(outcome, TooLarge):
             log.error("response_too_large", message_id=message.id, response_id=answer.response_id, error=str(outcome))
@@ -105,17 +106,27 @@ class Replier:
             attributes["attempt"] = str(message.attempt)
         if traceparent := carrying.traceparent(message.attributes.get("traceparent")):
             attributes["traceparent"] = traceparent
-        try:
-            body = write_response(answer.status_code, answer.metadata, answer.body)
-        except (ValueError, TypeError) as exc:  # an engine's result that is no JSON, such as NaN
-            log.error("result_not_json", message_id=message.id, response_id=answer.response_id, error=str(exc))
-            detail = ErrorDetail(message=f"the result cannot be written as JSON: {exc}", type="engine_error")
-            body = write_response(500, answer.metadata, ErrorBody.of(detail))
+        kept = answer.kept
+        body = written(message, answer)[1] if kept is None else kept.wire
         key = None if message.ordering_key is None else carrying.name(message.ordering_key)
         # Of the message, not of an inference_id: two requests that share one are both answered.
         own = answer.named_by_message
         identity = answer.response_id if own else response_id(self._subscription, message.id, None)
+        if kept is not None and kept.pointer is not None:
+            size = len(body)
+            return Outgoing(b"", attributes, key, identity, stored_at=kept.pointer, stored_size=size)
         return Outgoing(body, attributes, ordering_key=key, deduplication_id=identity)
+
+
+def written(message: Message, answer: Answer) -> tuple[Answer, bytes]:
+    """An answer and its response's bytes: those of an error where the engine's result is no JSON, such as NaN."""
+    try:
+        return answer, write_response(answer.status_code, answer.metadata, answer.body)
+    except (ValueError, TypeError) as exc:
+        log.error("result_not_json", message_id=message.id, response_id=answer.response_id, error=str(exc))
+        error = NotGiven(f"the result cannot be written as JSON: {exc}")
+        answer = refusal(error, answer.metadata, answer.response_id)
+        return answer, write_response(500, answer.metadata, answer.body)
 
 
 def _not_carried(answer: Answer) -> Answer:

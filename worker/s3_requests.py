@@ -7,7 +7,7 @@ from typing import Any
 from rejoinder.schemas.envelope import ParsedRequest
 from rejoinder.schemas.s3_events import Record, TestEvent, metadata_of, read_event
 from rejoinder.schemas.wire import WireError
-from rejoinder.worker.handler import Events
+from rejoinder.worker.accepting import Events
 from rejoinder.worker.settings import Settings
 
 

@@ -11,15 +11,20 @@ from typing import TypeVar
 import structlog
 
 from rejoinder.adapters import AdapterError, Backlog, Subscription, Topic, Transient, open_subscription, open_topic
+from rejoinder.worker.accepting import Acceptor
 from rejoinder.worker.consumer import Consumer
 from rejoinder.worker.engines.factory import create_engine
 from rejoinder.worker.engines.protocol import Engine, EngineStats
 from rejoinder.worker.errors import EngineGone
 from rejoinder.worker.handler import Handler
+from rejoinder.worker.inputs import Inputs
+from rejoinder.worker.outputs import Outputs
 from rejoinder.worker.reply import Replier
 from rejoinder.worker.retry import RetryPolicy, call_until
+from rejoinder.worker.s3_requests import events_of
 from rejoinder.worker.settings import Settings
 from rejoinder.worker.slots import Slots
+from rejoinder.worker.stores import Stores, open_stores
 
 log = structlog.get_logger(__name__)
 
@@ -80,7 +85,7 @@ async def serve(settings: Settings, signals: StopSignals | None = None, engine: 
             if brokers is None:
                 log.info("worker_stopped")
                 return
-            subscription, topic, backlog = brokers
+            subscription, topic, stores, backlog = brokers
             log.info("worker_starting", engine=settings.engine_name, model=settings.model, waiting=backlog.waiting)
             engine = engine or create_engine(settings)
             try:
@@ -90,7 +95,7 @@ async def serve(settings: Settings, signals: StopSignals | None = None, engine: 
                         log.warning(
                             "default_path_not_served", default_path=settings.default_path, paths=sorted(engine.paths)
                         )
-                    await _work(settings, engine, subscription, topic, own)
+                    await _work(settings, engine, subscription, topic, stores, own)
             finally:
                 await engine.stop()
     log.info("worker_stopped", **_figures(engine.stats))
@@ -98,7 +103,7 @@ async def serve(settings: Settings, signals: StopSignals | None = None, engine: 
 
 async def _opened(
     settings: Settings, stack: contextlib.AsyncExitStack, stop: asyncio.Event
-) -> tuple[Subscription, Topic, Backlog] | None:
+) -> tuple[Subscription, Topic, Stores, Backlog] | None:
     """Open both brokers before the model is loaded: what is wrong with them should cost no minutes.
 
     One that is away or busy is waited for. None when the worker was stopped meanwhile.
@@ -123,8 +128,9 @@ async def _opened(
                 topic = await patiently(
                     "open responses", lambda: stack.enter_async_context(open_topic(settings.responses))
                 )
+                stores = await patiently("open stores", lambda: stack.enter_async_context(open_stores(settings)))
                 # Opening need not have read anything: this does.
-                return subscription, topic, await patiently("backlog", subscription.backlog)
+                return subscription, topic, stores, await patiently("backlog", subscription.backlog)
             finally:
                 stopped.cancel()
     except TimeoutError as exc:
@@ -156,17 +162,20 @@ async def _started(engine: Engine, signals: StopSignals) -> bool:
 
 
 async def _work(
-    settings: Settings, engine: Engine, subscription: Subscription, topic: Topic, signals: StopSignals
+    settings: Settings, engine: Engine, subscription: Subscription, topic: Topic, stores: Stores, signals: StopSignals
 ) -> None:
+    handler = Handler(
+        engine,
+        subscription=subscription.name,
+        default_path=settings.default_path,
+        max_request_bytes=settings.max_request_bytes,
+        invocation_timeout=settings.invocation_timeout_seconds,
+    )
+    inputs = Inputs(stores, settings.max_input_bytes)
     consumer = Consumer(
         subscription,
-        Handler(
-            engine,
-            subscription=subscription.name,
-            default_path=settings.default_path,
-            max_request_bytes=settings.max_request_bytes,
-            invocation_timeout=settings.invocation_timeout_seconds,
-        ),
+        handler,
+        Acceptor(handler, subscription=subscription.name, inputs=inputs, events=events_of(settings)),
         Replier(topic, subscription.name),
         Slots(engine),
         policy=RetryPolicy(
@@ -177,6 +186,7 @@ async def _work(
         ),
         prefetch=settings.prefetch,
         max_hold=settings.max_hold_seconds,
+        outputs=_outputs(settings, stores, subscription.name, topic.max_body),
     )
     receiving = asyncio.create_task(consumer.run())
     others = [asyncio.create_task(signals.stop.wait()), asyncio.create_task(engine.wait_gone())]
@@ -194,6 +204,12 @@ async def _work(
     receiving.result()
     if gone:
         raise EngineGone("the engine died too often to be started again; the log says of what")
+
+
+def _outputs(settings: Settings, stores: Stores, subscription: str, carried: int) -> Outputs | None:
+    if not any((stores.outputs, stores.failures, stores.ledger, stores.responses)):
+        return None
+    return Outputs(stores, subscription=subscription, carried=carried, max_inline=settings.max_inline_bytes)
 
 
 def vars_of(consumer: Consumer) -> dict[str, int]:

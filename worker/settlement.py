@@ -98,8 +98,16 @@ class Settlement:
         if action == "retry":
             self._in_task(held, self._retry_later(held, answer, attempt))
             return
+        if answer.silent:
+            held.answered = True
+            self._published.put(_Settling(held, answer, attempt, False, Outgoing(b"")))
+            return
         outgoing = self._replier.outgoing(message, answer)
-        self._answered.put(_Settling(held, answer, attempt, action == "answer_and_leave", outgoing))
+        settling = _Settling(held, answer, attempt, action == "answer_and_leave", outgoing)
+        if answer.also:
+            self._in_task(held, self._publish_again(settling, None))
+        else:
+            self._answered.put(settling)
 
     def _in_task(self, held: Held, rest: Coroutine[Any, Any, None]) -> None:
         """Give a message that needs more than the usual steps a task of its own for the rest of its way."""
@@ -132,11 +140,13 @@ class Settlement:
                 self._is_answered(one)
                 self._published.put(one)
 
-    async def _publish_again(self, one: _Settling, failure: Exception) -> None:
+    async def _publish_again(self, one: _Settling, failure: Exception | None) -> None:
         held, answer = one.held, one.answer
-        if not isinstance(failure, AdapterError | ValueError):
+        if failure is not None and not isinstance(failure, AdapterError | ValueError):
             raise failure
         try:
+            for other in answer.also:
+                await self._replier.publish_again(held.message, other.answer, None, lambda: not held.abandoned)
             await self._replier.publish_again(held.message, answer, failure, lambda: not held.abandoned)
         except LeaseLost:
             return  # said already, where the lease was found lost
