@@ -19,7 +19,9 @@ from rejoinder.worker.handler import Answer, Handler, exhausted, refusal
 from rejoinder.worker.held import Counts, Held, Stage
 from rejoinder.worker.lease import LeaseKeeper
 from rejoinder.worker.logs import places
+from rejoinder.worker.notices import Notices
 from rejoinder.worker.ordering import Turns
+from rejoinder.worker.outputs import Outputs
 from rejoinder.worker.pace import Pace, Waits
 from rejoinder.worker.receiver import Receiver
 from rejoinder.worker.reply import Replier
@@ -56,6 +58,8 @@ class Consumer:
         prefetch: Messages held beyond the slots; None: as many as complete during one receive.
         max_hold: Seconds from receipt after which a message is answered 504; sooner where the broker does not allow
             as much.
+        outputs: Stores answers; None: there is no store.
+        notices: Tells of answers; None: to nobody.
     """
 
     def __init__(
@@ -68,10 +72,13 @@ class Consumer:
         policy: RetryPolicy,
         prefetch: int | None,
         max_hold: float,
+        outputs: Outputs | None = None,
+        notices: Notices | None = None,
     ) -> None:
         self._subscription = subscription
         self._handler = handler
         self._slots = slots
+        self._outputs = outputs
         self._policy = policy
         self._prefetch = prefetch
         self._max_hold = min(max_hold, HOLD_SHARE * subscription.max_hold_seconds)
@@ -101,6 +108,7 @@ class Consumer:
             turns=self._turns,
             done=self._forget,
             failed=self._not_settled,
+            notices=notices,
         )
 
     @property
@@ -179,7 +187,8 @@ class Consumer:
 
     def _room(self) -> int:
         """How many messages may be received now."""
-        if self._settling >= MAX_SETTLING or self._held_bytes >= MAX_HELD_BYTES:
+        held_bytes = self._held_bytes if self._outputs is None else self._held_bytes + self._outputs.bytes
+        if self._settling >= MAX_SETTLING or held_bytes >= MAX_HELD_BYTES:
             return 0
         capacity = self._slots.capacity
         if capacity < 1:
@@ -233,6 +242,8 @@ class Consumer:
                     await self._hand_back([held])
                     return
             answer = await self._answer(held)
+            if self._outputs is not None and not self._settlement.comes_back(held, answer):
+                answer = await self._kept(self._outputs, held, answer)
             if held.abandoned:
                 return
             held.stage = Stage.SETTLING
@@ -255,6 +266,9 @@ class Consumer:
         job = await self._handler.accept(message)
         if isinstance(job, Answer):
             return job
+        held.job = job
+        if self._outputs is not None and (known := await self._outputs.recall(message, job)) is not None:
+            return known
         if self._policy.exhausted(message.attempt):
             # Earlier deliveries ended with their worker or their lease: running it again could end this one too.
             return exhausted(2 * self._policy.cap, job.metadata, job.response_id)
@@ -277,6 +291,16 @@ class Consumer:
             self._waits.ended(now)
         self._pace.completed(now)
         return answer
+
+    async def _kept(self, outputs: Outputs, held: Held, answer: Answer) -> Answer:
+        """Store what is to be stored. It holds no slot; a lost lease ends it, and so does the end of the grace."""
+        held.stage = Stage.RUNNING
+        self._settling += 1
+        self._receiver.wake()
+        try:
+            return await outputs.keep(held.message, answer, held.job)
+        finally:
+            self._settling -= 1
 
     def _lost(self, held: Held) -> None:
         """The lease has passed to another worker: stop the work and say nothing, for that worker will."""

@@ -1,8 +1,8 @@
 """From an answer to what is stored and published of it.
 
-A result that is large, or whose sender asks for it, goes to the output path; a failure goes to the failure path; what is
-published goes to the ledger before. All of it is written once under names that every delivery of the request has, so
-that a delivery that comes later finds what is there, and answers with that.
+A result that is large, or whose sender asks for it, goes to the output path; a failure goes to the failure path; what
+is published goes to the ledger before. All of it is written once, under names that every delivery of the request has:
+a delivery that comes later finds what is there, and answers with that.
 
     result -> output object -> ledger -> published
     failure -> ledger -> failure object -> published
@@ -23,8 +23,8 @@ from rejoinder.worker.handler import NO_OPTIONS, PARSE_IN_THREAD_BYTES, Answer, 
 from rejoinder.worker.ledger import Ledger, stored_answer
 from rejoinder.worker.object_names import output_key, record_key
 from rejoinder.worker.reply import written
-from rejoinder.worker.storing import put_once, read_whole, stands
 from rejoinder.worker.stores import Stores
+from rejoinder.worker.storing import put_once, read_whole, stands
 
 log = structlog.get_logger(__name__)
 
@@ -297,4 +297,3 @@ async def _options(message: Message) -> Options:
         return parse_request(message.body).options or NO_OPTIONS
     except WireError:
         return NO_OPTIONS
-
