@@ -9,7 +9,7 @@ from rejoinder.adapters import Message
 from rejoinder.schemas.envelope import ParsedRequest
 from rejoinder.schemas.wire import WireError
 from rejoinder.worker.errors import BadRequest, RequestError, TimedOut
-from rejoinder.worker.handler import Answer, Handler, Job, failed, refusal, response_id
+from rejoinder.worker.handler import Answer, Answered, Handler, Job, failed, refusal, response_id
 from rejoinder.worker.inputs import Inputs
 
 Read = TypeVar("Read")
@@ -56,7 +56,7 @@ class Acceptor:
         """What the objects that were read have of the memory."""
         return self._inputs.room.used
 
-    async def accept(self, message: Message, latest: float) -> Job | Several | Answer:
+    async def accept(self, message: Message, latest: float) -> Job | Several | Answered:
         """Read and check a message: a job to run, or the answer if there is nothing to run. Never raises.
 
         Args:
@@ -68,47 +68,49 @@ class Acceptor:
         accepted = await self._handler.accept(message)
         if isinstance(accepted, Job):
             return accepted if accepted.input_location is None else await self._filled(accepted, latest)
-        # Only what has no metadata may be an event.
-        return accepted if accepted.metadata is not None else self._event(message) or accepted
+        return self._event(message, accepted)
 
-    async def accept_part(self, message: Message, part: Part, latest: float) -> Job | Answer:
+    async def accept_part(self, message: Message, part: Part, latest: float) -> Job | Answered:
         """The same for one of several requests that a message is."""
         if isinstance(part.request, WireError):
-            return refusal(BadRequest(str(part.request), param=part.request.param), None, part.name)
+            error = BadRequest(str(part.request), param=part.request.param)
+            return Answered(refusal(error, None, part.name), None)
         job = self._handler.job(message, part.request, part.name)
-        return await self._filled(job, latest) if isinstance(job, Job) else job
+        return await self._filled(job, latest) if isinstance(job, Job) else Answered(job, None)
 
-    def _event(self, message: Message) -> Several | Answer | None:
-        too_large = len(message.body) > self._handler.max_request_bytes
-        requests = None if self._events is None or too_large else self._events(message.body)
+    def _event(self, message: Message, refused: Answer) -> Several | Answered:
+        """What a refused message is after all, if it is an event: it has no metadata then."""
+        whole = refused.metadata is None and len(message.body) <= self._handler.max_request_bytes
+        requests = self._events(message.body) if self._events is not None and whole else None
         if requests is None:
-            return None
+            return Answered(refused, None)
         names = [response_id(self._subscription, f"{message.id}\0{place}", None) for place in range(len(requests))]
         parts = tuple(map(Part, requests, names))
-        return Several(parts) if parts else Answer(204, None, None, "", silent=True)
+        return Several(parts) if parts else Answered(Answer(204, None, None, "", silent=True), None)
 
-    async def _pointed(self, message: Message, location: str, latest: float) -> Job | Several | Answer:
+    async def _pointed(self, message: Message, location: str, latest: float) -> Job | Several | Answered:
         """Accept a message that is only a pointer to its body."""
         name = response_id(self._subscription, message.id, None)
         share = self._inputs.room.share()
-        accepted: Job | Several | Answer | None = None
+        accepted: Job | Several | Answered | None = None
         try:
             body = await _read(self._inputs.pointed(location, self._handler.max_request_bytes, share), latest, name)
             whole = replace(message, body=body, stored_at=None)
-            accepted = await self._handler.accept(whole)
-            if isinstance(accepted, Job):
-                with_share = replace(accepted, share=share)
-                accepted = with_share if accepted.input_location is None else await self._filled(with_share, latest)
-            elif accepted.metadata is None:
-                accepted = self._event(whole) or accepted
+            asked = await self._handler.accept(whole)
+            if not isinstance(asked, Job):
+                accepted = self._event(whole, asked)
+            elif asked.input_location is None:
+                accepted = replace(asked, share=share)
+            else:
+                accepted = await self._filled(replace(asked, share=share), latest)
         except RequestError as exc:
-            accepted = refusal(exc, None, name)
+            accepted = Answered(refusal(exc, None, name), None)
         finally:
             if not isinstance(accepted, Job):
                 share.free()
         return accepted
 
-    async def _filled(self, job: Job, latest: float) -> Job | Answer:
+    async def _filled(self, job: Job, latest: float) -> Job | Answered:
         """The same job, with the body that its input is."""
         share = job.share or self._inputs.room.share()
         filled: Job | None = None
@@ -116,7 +118,7 @@ class Acceptor:
             reading = self._inputs.body(job.input_location or "", job.options.content_type, share)
             filled = replace(job, body=await _read(reading, latest, job.response_id), share=share)
         except RequestError as exc:
-            return refusal(exc, job.metadata, job.response_id)
+            return Answered(refusal(exc, job.metadata, job.response_id), job)
         finally:
             if filled is None:
                 share.free()

@@ -7,30 +7,26 @@ wait for.
 
 import asyncio
 import math
-import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import structlog
 
 from rejoinder.adapters import AdapterError, Message, Subscription
-from rejoinder.worker.accepting import Acceptor, Part, Several
-from rejoinder.worker.errors import EngineGone, TimedOut
-from rejoinder.worker.handler import Answer, Answered, Handler, Job, exhausted, refusal
+from rejoinder.worker.accepting import Acceptor
+from rejoinder.worker.errors import EngineGone
+from rejoinder.worker.handler import Answer, Handler
 from rejoinder.worker.held import Counts, Held, Stage
-from rejoinder.worker.inputs import Lines
 from rejoinder.worker.lease import LeaseKeeper
-from rejoinder.worker.line_jobs import LineJobs
-from rejoinder.worker.line_run import Means
 from rejoinder.worker.logs import places
+from rejoinder.worker.notices import Notices
 from rejoinder.worker.ordering import Turns
 from rejoinder.worker.outputs import Outputs
-from rejoinder.worker.pace import Pace, Waits
 from rejoinder.worker.receiver import Receiver
 from rejoinder.worker.reply import Replier
 from rejoinder.worker.retry import RetryPolicy
+from rejoinder.worker.running import Runner
 from rejoinder.worker.settlement import Settlement
-from rejoinder.worker.several import all_answers
 from rejoinder.worker.slots import Slots
 
 log = structlog.get_logger(__name__)
@@ -64,6 +60,7 @@ class Consumer:
         max_hold: Seconds from receipt after which a message is answered 504; sooner where the broker does not allow
             as much.
         outputs: Stores answers; None: there is no store.
+        notices: Tells of answers; None: to nobody.
     """
 
     def __init__(
@@ -78,14 +75,13 @@ class Consumer:
         prefetch: int | None,
         max_hold: float,
         outputs: Outputs | None = None,
+        notices: Notices | None = None,
     ) -> None:
         self._subscription = subscription
-        self._handler = handler
-        self._acceptor = acceptor
         self._slots = slots
-        self._policy = policy
         self._prefetch = prefetch
         self._max_hold = min(max_hold, HOLD_SHARE * subscription.max_hold_seconds)
+        self._runner = Runner(handler, acceptor, slots, policy, outputs=outputs, max_hold=self._max_hold)
         # What waits for its answer to be published is held longer than what waits to be run: a third more.
         self._keeper = LeaseKeeper(subscription, max_hold * 4 / 3)
         self._held: dict[Held, None] = {}  # in the order of receipt
@@ -94,15 +90,10 @@ class Consumer:
         self._settling = 0
         self._held_bytes = 0
         self._stopping = False
-        self._pace = Pace()
-        self._receiver = Receiver(subscription, self._room, self._take, self._pace)
+        self._receiver = Receiver(subscription, self._room, self._take, self._runner.pace)
         # Kept, here and below: until Python 3.12, looking the running loop up is a call of the system each time.
         self._loop = asyncio.get_running_loop()
         self._clock = self._loop.time
-        self._waits = Waits(self._clock())
-        # Without a store for outputs no job of lines is accepted.
-        means = Means(handler, slots, policy, self._waits, handler.max_request_bytes)
-        self._lines = None if outputs is None else LineJobs(means, outputs.store_stream)
         self._fatal: BaseException | None = None
         self._handing_back: set[asyncio.Task[None]] = set()
         self.counts = Counts()
@@ -115,12 +106,13 @@ class Consumer:
             turns=self._turns,
             done=self._forget,
             failed=self._not_settled,
+            notices=notices,
         )
 
     @property
     def engine_waited_seconds(self) -> float:
         """Time in which the engine had no request although one was waiting, here or at the broker."""
-        return self._waits.seconds
+        return self._runner.waits.seconds
 
     # ------------------------------------------------------------------ receiving
 
@@ -193,16 +185,16 @@ class Consumer:
 
     def _room(self) -> int:
         """How many messages may be received now."""
-        held_bytes = self._held_bytes + self._acceptor.held_bytes
-        if self._settling >= MAX_SETTLING or held_bytes >= MAX_HELD_BYTES or (self._lines and self._lines.waiting):
+        held_bytes = self._held_bytes + self._runner.held_bytes
+        if self._settling >= MAX_SETTLING or held_bytes >= MAX_HELD_BYTES or self._runner.jobs_wait:
             return 0
         capacity = self._slots.capacity
         if capacity < 1:
             return 0  # no engine: what would be received could only wait
         prefetch = self._prefetch
         if prefetch is None:
-            burst = min(capacity, math.ceil(self._pace.completed_in_one_receive()))
-            steady = math.ceil(self._pace.steadily_in_one_receive(self._clock()))
+            burst = min(capacity, math.ceil(self._runner.pace.completed_in_one_receive()))
+            steady = math.ceil(self._runner.pace.steadily_in_one_receive(self._clock()))
             prefetch = max(1, burst, steady)
         busy = len(self._held) - self._settling - min(self._turns.blocked, MAX_BLOCKED)
         return capacity + prefetch - busy
@@ -249,7 +241,9 @@ class Consumer:
                 if self._stopping:  # it was left waiting, because nobody may run it before the one ahead is settled
                     await self._hand_back([held])
                     return
-            answer = await self._answer(held)
+            answer = await self._runner.answer(held)
+            if self._runner.keeps(answer) and not self._settlement.comes_back(held, answer):
+                answer = await self._kept(held, answer)
             if held.abandoned:
                 return
             held.stage = Stage.SETTLING
@@ -267,50 +261,15 @@ class Consumer:
         self._fail(exc)
         await self._hand_back([held])
 
-    async def _answer(self, held: Held) -> Answer:
-        latest = held.received + self._max_hold
-        job = await self._acceptor.accept(held.message, latest)
-        if isinstance(job, Job):
-            held.share = job.share
-            return await self._run(held, job, latest)
-        if isinstance(job, Several):
-            return (await all_answers(job, lambda part: self._part(held, part, latest))).answer
-        return job
-
-    async def _part(self, held: Held, part: Part, latest: float) -> Answered:
-        job = await self._acceptor.accept_part(held.message, part, latest)
-        if isinstance(job, Answer):
-            return Answered(job, None)
+    async def _kept(self, held: Held, answer: Answer) -> Answer:
+        """Store what is to be stored. It holds no slot; a lost lease ends it, and so does the end of the grace."""
+        held.stage = Stage.RUNNING
+        self._settling += 1
+        self._receiver.wake()
         try:
-            return Answered(await self._run(held, job, latest), job)
+            return await self._runner.kept(held, answer)
         finally:
-            if job.share is not None:
-                job.share.free()
-
-    async def _run(self, held: Held, job: Job, latest: float) -> Answer:
-        if self._policy.exhausted(held.message.attempt):
-            # Earlier deliveries ended with their worker or their lease: running it again could end this one too.
-            return exhausted(2 * self._policy.cap, job.metadata, job.response_id)
-        if self._lines is not None and isinstance(job.body, Lines):
-            return await self._lines.run(job, job.body, latest, held.waits)
-        if not self._slots.try_acquire():
-            try:
-                async with asyncio.timeout_at(latest):
-                    await self._slots.acquire()
-            except TimeoutError:
-                error = TimedOut(f"held for {self._max_hold:g} s without being started")
-                return refusal(error, job.metadata, job.response_id)
-        now = self._clock()
-        self._waits.started(now, _since(held, now))
-        try:
-            held.stage = Stage.RUNNING
-            answer = await self._handler.run(job, latest, held.waits)
-        finally:
-            self._slots.release()
-            now = self._clock()
-            self._waits.ended(now)
-        self._pace.completed(now)
-        return answer
+            self._settling -= 1
 
     def _lost(self, held: Held) -> None:
         """The lease has passed to another worker: stop the work and say nothing, for that worker will."""
@@ -395,11 +354,3 @@ class Consumer:
         for held in going:
             if held.settling:  # nobody else will
                 self._forget(held)
-
-
-def _since(held: Held, now: float) -> float:
-    """Since when, on the loop's clock, a message could have been received. One that came back: since it was."""
-    message = held.message
-    if message.sent_at is None or (message.attempt or 1) > 1:
-        return held.received
-    return min(held.received, now - (time.time() - message.sent_at))

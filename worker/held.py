@@ -5,6 +5,7 @@ import enum
 from dataclasses import dataclass, field
 
 from rejoinder.adapters import Message
+from rejoinder.worker.handler import Job
 from rejoinder.worker.lease import Lease
 from rejoinder.worker.room import Share
 
@@ -28,6 +29,8 @@ class Held:
     task: asyncio.Task[None] = field(init=False)
     answered: bool = False
     """Its answer is durable: only the ack is left, and a lease that is gone from now on is gone by it."""
+    job: Job | None = None
+    """What it asks for, once that was found to be in order."""
     turn: asyncio.Future[None] | None = None
     """Done when its turn among those of its ordering key has come; None where it never waits for any."""
     share: Share | None = None

@@ -7,6 +7,7 @@ import structlog
 
 from rejoinder.adapters.driver import BlobStore
 from rejoinder.schemas.envelope import response_head
+from rejoinder.schemas.reading import MAX_DIGITS
 from rejoinder.schemas.wire import peek_metadata
 from rejoinder.worker.handler import Answer, Kept, Source
 from rejoinder.worker.storing import put_once, read_whole
@@ -48,12 +49,11 @@ def stored_answer(stored: bytes, metadata: str | None, response_id: str, source:
         source: Where it stood.
     """
     try:
-        # Integers stay text: those of the metadata may be longer than Python converts.
-        response: dict[str, Any] = json.loads(stored, parse_int=str)
-        status = int(response["status_code"])
+        response: dict[str, Any] = json.loads(stored, parse_int=_int)
+        status: int = response["status_code"]
         theirs = response_head(status, peek_metadata(stored, len(stored))).encode()
         if not stored.startswith(theirs):
-            raise ValueError("it does not begin as a response does")  # noqa: TRY301 - said as the others are
+            raise ValueError("it does not begin as a response does")
         wire = response_head(status, metadata).encode() + stored[len(theirs) :]
         locations = {name: response.get(name) for name in ("output_location", "failure_location")}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
@@ -61,3 +61,8 @@ def stored_answer(stored: bytes, metadata: str | None, response_id: str, source:
         return None
     kept = Kept(wire, **locations, source=source)
     return Answer(status, metadata, response.get("body"), response_id, kept=kept)
+
+
+def _int(text: str) -> int | str:
+    # Those of metadata may have any length, and only their text is needed.
+    return int(text) if len(text) <= MAX_DIGITS else text

@@ -1,8 +1,8 @@
 """From an answer to what is stored and published of it.
 
-A result that is large, or whose sender asks for it, goes to the output path; a failure goes to the failure path; what is
-published goes to the ledger before. All of it is written once under names that every delivery of the request has, so
-that a delivery that comes later finds what is there, and answers with that.
+A result that is large, or whose sender asks for it, goes to the output path; a failure goes to the failure path; what
+is published goes to the ledger before. All of it is written once, under names that every delivery of the request has:
+a delivery that comes later finds what is there, and answers with that.
 
     result -> output object -> ledger -> published
     failure -> ledger -> failure object -> published
@@ -23,8 +23,8 @@ from rejoinder.worker.handler import NO_OPTIONS, PARSE_IN_THREAD_BYTES, Answer, 
 from rejoinder.worker.ledger import Ledger, stored_answer
 from rejoinder.worker.object_names import output_key, record_key
 from rejoinder.worker.reply import written
-from rejoinder.worker.storing import put_once, read_whole, stands
 from rejoinder.worker.stores import Stores
+from rejoinder.worker.storing import put_once, read_whole, stands
 
 log = structlog.get_logger(__name__)
 
@@ -200,13 +200,14 @@ class Outputs:
                 stored = await read_whole("read failure", self._failures, key) or kept.wire
                 answer, kept = _adopted(stored, answer, kept, "object")
         if self._pointed is not None and len(kept.wire) > self._room(message, answer):
-            kept = await self._point(self._pointed, message, kept)
+            kept = await self._point(self._pointed, message, answer, kept)
         return replace(answer, kept=kept)
 
-    async def _point(self, store: BlobStore, message: Message, kept: Kept) -> Kept:
+    async def _point(self, store: BlobStore, message: Message, answer: Answer, kept: Kept) -> Kept:
         """Store the response itself."""
         # Of the message, not of an inference_id: two requests that share one have metadata of their own.
-        key = record_key(response_id(self._subscription, message.id, None))
+        own = answer.named_by_message  # as of one of several requests of a message
+        key = record_key(answer.response_id if own else response_id(self._subscription, message.id, None))
         async with self._calls:
             new = await put_once("store response", store, key, kept.wire, JSON)
         wire = kept.wire if new else await read_whole("read response", store, key) or kept.wire
@@ -297,4 +298,3 @@ async def _options(message: Message) -> Options:
         return parse_request(message.body).options or NO_OPTIONS
     except WireError:
         return NO_OPTIONS
-

@@ -21,6 +21,8 @@ from tenacity import (
 
 from rejoinder.adapters import AdapterError, Transient
 
+Action = Literal["retry", "answer_and_ack", "answer_and_leave"]
+
 Item = TypeVar("Item")
 Success = TypeVar("Success")
 
@@ -61,7 +63,7 @@ class RetryPolicy:
         ceiling = min(self.delay_max, self.delay * 2.0 ** min(attempt - 1, 60))
         return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - spreading load, not secrets
 
-    def on_failure(self, attempt: int) -> Literal["retry", "answer_and_ack", "answer_and_leave"]:
+    def on_failure(self, attempt: int) -> Action:
         """What becomes of a delivery that failed with a retryable error."""
         if attempt < self.cap:
             return "retry"

@@ -6,6 +6,8 @@ import gc
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import structlog
@@ -18,6 +20,7 @@ from rejoinder.worker.engines.protocol import Engine, EngineStats
 from rejoinder.worker.errors import EngineGone
 from rejoinder.worker.handler import Handler
 from rejoinder.worker.inputs import Inputs
+from rejoinder.worker.notices import Notices
 from rejoinder.worker.outputs import Outputs
 from rejoinder.worker.reply import Replier
 from rejoinder.worker.retry import RetryPolicy, call_until
@@ -81,12 +84,12 @@ async def serve(settings: Settings, signals: StopSignals | None = None, engine: 
     own = signals or StopSignals()
     with contextlib.nullcontext() if signals else own.installed():
         async with contextlib.AsyncExitStack() as stack:
-            brokers = await _opened(settings, stack, own.stop)
-            if brokers is None:
+            ends = await _opened(settings, stack, own.stop)
+            if ends is None:
                 log.info("worker_stopped")
                 return
-            subscription, topic, stores, backlog = brokers
-            log.info("worker_starting", engine=settings.engine_name, model=settings.model, waiting=backlog.waiting)
+            waiting = ends.backlog.waiting
+            log.info("worker_starting", engine=settings.engine_name, model=settings.model, waiting=waiting)
             engine = engine or create_engine(settings)
             try:
                 if await _started(engine, own):
@@ -95,21 +98,31 @@ async def serve(settings: Settings, signals: StopSignals | None = None, engine: 
                         log.warning(
                             "default_path_not_served", default_path=settings.default_path, paths=sorted(engine.paths)
                         )
-                    await _work(settings, engine, subscription, topic, stores, own)
+                    await _work(settings, engine, ends, own)
             finally:
                 await engine.stop()
     log.info("worker_stopped", **_figures(engine.stats))
 
 
-async def _opened(
-    settings: Settings, stack: contextlib.AsyncExitStack, stop: asyncio.Event
-) -> tuple[Subscription, Topic, Stores, Backlog] | None:
-    """Open both brokers before the model is loaded: what is wrong with them should cost no minutes.
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    """What the URLs of the settings name."""
+
+    subscription: Subscription
+    backlog: Backlog
+    topic: Topic
+    stores: Stores
+    success: Topic | None
+    error: Topic | None
+
+
+async def _opened(settings: Settings, stack: contextlib.AsyncExitStack, stop: asyncio.Event) -> _Ends | None:
+    """Open brokers and stores before the model is loaded: what is wrong with them should cost no minutes.
 
     One that is away or busy is waited for. None when the worker was stopped meanwhile.
 
     Raises:
-        AdapterError: a broker refuses, or was still away after `START_SECONDS`.
+        AdapterError: a broker or a store refuses, or was still away after `START_SECONDS`.
     """
     clock = asyncio.get_running_loop().time
     end = clock() + START_SECONDS
@@ -117,26 +130,36 @@ async def _opened(
     async def patiently(what: str, call: Callable[[], Awaitable[Opened]]) -> Opened:
         return await call_until(what, call, limit=max(0.0, end - clock()))
 
+    async def opened(what: str, opening: Callable[[], AbstractAsyncContextManager[Opened]]) -> Opened:
+        return await patiently(what, lambda: stack.enter_async_context(opening()))
+
     # In this task, and not in one that could be cancelled: what an adapter opens may have to be closed by its opener.
     try:
         async with asyncio.timeout_at(end + GRACE_OF_START) as timer:
             stopped = asyncio.create_task(_end_on(stop, timer))
             try:
-                subscription = await patiently(
-                    "open requests", lambda: stack.enter_async_context(open_subscription(settings.requests))
-                )
-                topic = await patiently(
-                    "open responses", lambda: stack.enter_async_context(open_topic(settings.responses))
-                )
-                stores = await patiently("open stores", lambda: stack.enter_async_context(open_stores(settings)))
+                subscription = await opened("open requests", lambda: open_subscription(settings.requests))
+                topic = await opened("open responses", lambda: open_topic(settings.responses))
+                success = await opened("open success_topic", lambda: _open_if(settings.success_topic))
+                error = await opened("open error_topic", lambda: _open_if(settings.error_topic))
+                stores = await opened("open stores", lambda: open_stores(settings))
                 # Opening need not have read anything: this does.
-                return subscription, topic, stores, await patiently("backlog", subscription.backlog)
+                await patiently("look into stores", stores.look)
+                backlog = await patiently("backlog", subscription.backlog)
+                return _Ends(subscription, backlog, topic, stores, success, error)
             finally:
                 stopped.cancel()
     except TimeoutError as exc:
         if stop.is_set():
             return None
-        raise Transient(f"{settings.requests} or {settings.responses} did not answer in {START_SECONDS:g} s") from exc
+        urls = [settings.requests, settings.responses, settings.success_topic, settings.error_topic]
+        urls += [settings.blobs, settings.output_path, settings.failure_path, settings.ledger, *settings.allow_input]
+        named = " or ".join(url for url in urls if url is not None)
+        raise Transient(f"{named} did not answer in {START_SECONDS:g} s") from exc
+
+
+def _open_if(url: str | None) -> AbstractAsyncContextManager[Topic | None]:
+    return contextlib.nullcontext() if url is None else open_topic(url)
 
 
 async def _end_on(stop: asyncio.Event, timer: asyncio.Timeout) -> None:
@@ -161,9 +184,8 @@ async def _started(engine: Engine, signals: StopSignals) -> bool:
     return True
 
 
-async def _work(
-    settings: Settings, engine: Engine, subscription: Subscription, topic: Topic, stores: Stores, signals: StopSignals
-) -> None:
+async def _work(settings: Settings, engine: Engine, ends: _Ends, signals: StopSignals) -> None:
+    subscription, topic = ends.subscription, ends.topic
     handler = Handler(
         engine,
         subscription=subscription.name,
@@ -171,7 +193,7 @@ async def _work(
         max_request_bytes=settings.max_request_bytes,
         invocation_timeout=settings.invocation_timeout_seconds,
     )
-    inputs = Inputs(stores, settings.max_input_bytes)
+    inputs = Inputs(ends.stores, settings.max_input_bytes)
     consumer = Consumer(
         subscription,
         handler,
@@ -186,7 +208,8 @@ async def _work(
         ),
         prefetch=settings.prefetch,
         max_hold=settings.max_hold_seconds,
-        outputs=_outputs(settings, stores, subscription.name, topic.max_body),
+        outputs=_outputs(settings, ends),
+        notices=_notices(settings, ends),
     )
     receiving = asyncio.create_task(consumer.run())
     others = [asyncio.create_task(signals.stop.wait()), asyncio.create_task(engine.wait_gone())]
@@ -206,10 +229,24 @@ async def _work(
         raise EngineGone("the engine died too often to be started again; the log says of what")
 
 
-def _outputs(settings: Settings, stores: Stores, subscription: str, carried: int) -> Outputs | None:
+def _outputs(settings: Settings, ends: _Ends) -> Outputs | None:
+    stores = ends.stores
     if not any((stores.outputs, stores.failures, stores.ledger, stores.responses)):
         return None
-    return Outputs(stores, subscription=subscription, carried=carried, max_inline=settings.max_inline_bytes)
+    name, carried = ends.subscription.name, ends.topic.max_body
+    return Outputs(stores, subscription=name, carried=carried, max_inline=settings.max_inline_bytes)
+
+
+def _notices(settings: Settings, ends: _Ends) -> Notices | None:
+    if ends.success is None and ends.error is None:
+        return None
+    return Notices(
+        ends.success,
+        ends.error,
+        subscription=ends.subscription.name,
+        endpoint_name=settings.endpoint_name,
+        include_response=settings.include_inference_response,
+    )
 
 
 def vars_of(consumer: Consumer) -> dict[str, int]:

@@ -22,12 +22,13 @@ from rejoinder.adapters import (
 )
 from rejoinder.worker.attempts import Attempts
 from rejoinder.worker.batcher import Batcher, Gatherer
-from rejoinder.worker.handler import Answer
+from rejoinder.worker.handler import Answer, Answered
 from rejoinder.worker.held import Counts, Held
 from rejoinder.worker.lease import LeaseKeeper
+from rejoinder.worker.notices import Notices
 from rejoinder.worker.ordering import Turns
 from rejoinder.worker.reply import Outcome, Replier
-from rejoinder.worker.retry import RetryPolicy, bounded, each_until, entry_until
+from rejoinder.worker.retry import Action, RetryPolicy, bounded, each_until, entry_until
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +59,7 @@ class Settlement:
         turns: Whose turn it is, where order is kept.
         done: Called once with each message that was given to `settle`, when nothing is left to do for it.
         failed: Called in place of it where a broker refuses for good, or we are at fault: the message is still held.
+        notices: Tells of answers; None: to nobody.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Settlement:
         turns: Turns,
         done: Callable[[Held], None],
         failed: Callable[[Held, Exception], Awaitable[None]],
+        notices: Notices | None = None,
     ) -> None:
         self._subscription = subscription
         self._replier = replier
@@ -80,6 +83,7 @@ class Settlement:
         self._turns = turns
         self._done = done
         self._failed = failed
+        self._notices = notices
         self._attempts = Attempts()
         self._answered: Gatherer[_Settling] = Gatherer(self._publish)
         self._published: Gatherer[_Settling] = Gatherer(self._ack)
@@ -94,7 +98,7 @@ class Settlement:
         """
         message = held.message
         attempt = self._attempts.of(message)
-        action = self._policy.on_failure(attempt) if answer.error is not None and answer.retryable else "answer_and_ack"
+        action = "answer_and_ack" if answer.error is None and answer.kept is None else self._action(answer, attempt)
         if action == "retry":
             self._in_task(held, self._retry_later(held, answer, attempt))
             return
@@ -108,6 +112,18 @@ class Settlement:
             self._in_task(held, self._publish_again(settling, None))
         else:
             self._answered.put(settling)
+
+    def comes_back(self, held: Held, answer: Answer) -> bool:
+        """Whether `settle` will let the message come back in place of giving this answer."""
+        return self._action(answer, self._attempts.of(held.message)) == "retry"
+
+    def _action(self, answer: Answer, attempt: int) -> Action:
+        action = self._policy.on_failure(attempt)
+        if answer.retryable:
+            return action
+        # One that was left to the queue's policy with such an answer may come once more before the policy takes it.
+        again = answer.status_code >= 500 and answer.kept is not None and answer.kept.source != ""
+        return action if again and action == "answer_and_leave" else "answer_and_ack"
 
     def _in_task(self, held: Held, rest: Coroutine[Any, Any, None]) -> None:
         """Give a message that needs more than the usual steps a task of its own for the rest of its way."""
@@ -134,8 +150,8 @@ class Settlement:
         for one, outcome in zip(wanted, outcomes, strict=True):
             if not isinstance(outcome, str):
                 self._in_task(one.held, self._publish_again(one, outcome))
-            elif one.leave:
-                self._in_task(one.held, self._leave(one))
+            elif one.leave or self._notices is not None:
+                self._in_task(one.held, self._end(one))
             else:
                 self._is_answered(one)
                 self._published.put(one)
@@ -156,22 +172,29 @@ class Settlement:
             log.error("response_refused", message_id=held.message.id, response_id=response_id, error=str(exc))
             await self._retry_later(held, answer, one.attempt)
             return
-        if one.leave:
-            await self._leave(one)
-            return
+        await self._end(one)
+
+    async def _end(self, one: _Settling) -> None:
+        """See a message whose answer is published to its end by itself."""
         self._is_answered(one)
-        await self._ack_until(one, None)
+        if self._notices is not None:
+            held = one.held
+            try:
+                for told in (*one.answer.also, Answered(one.answer, held.job)):
+                    await self._notices.tell(held.message, told.answer, told.job, lambda: not held.abandoned)
+            except LeaseLost:
+                return
+        if one.leave:
+            await self.let_go([one.held], 0)
+            self._settled(one)
+        else:
+            await self._ack_until(one, None)
 
     def _is_answered(self, one: _Settling) -> None:
         self._attempts.answered(one.held.message)
         self._counts.answered += 1
         self._counts.failed += one.answer.status_code >= 400
         one.held.answered = True  # and renewed until the ack is through: a slow ack must not bring the message back
-
-    async def _leave(self, one: _Settling) -> None:
-        self._is_answered(one)
-        await self.let_go([one.held], 0)
-        self._settled(one)
 
     async def _ack(self, batch: list[_Settling]) -> None:
         outcomes: Sequence[Exception | None]
@@ -262,6 +285,8 @@ class Settlement:
         await self._published.abort()
         await self._replier.abort()
         await self._acks_again.abort()
+        if self._notices is not None:
+            await self._notices.abort()
 
     async def let_go(self, helds: Sequence[Held], seconds: float, *, limit: float | None = None) -> None:
         """Renew messages no more and let them come back in `seconds`. See `let_come`."""

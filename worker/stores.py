@@ -9,6 +9,9 @@ from rejoinder.adapters.driver import BlobStore
 from rejoinder.worker.errors import Forbidden
 from rejoinder.worker.settings import Settings
 
+LOOKED_FOR = "rejoinder-looks-whether-the-store-answers"
+"""A key that no object has."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stores:
@@ -21,6 +24,16 @@ class Stores:
     """Of responses that go as the Extended Client's pointers."""
     inputs: tuple[BlobStore, ...] = ()
     """What inputs may be read from."""
+
+    async def look(self) -> None:
+        """Find out whether the stores that are written to are there, and what is in them may be asked for.
+
+        Raises:
+            AdapterError: one is not, or refuses.
+        """
+        for store in dict.fromkeys((self.outputs, self.failures, self.ledger, self.responses)):
+            if store is not None:
+                await store.exists(LOOKED_FOR)
 
     def resolve(self, location: str, param: str | None) -> tuple[BlobStore, str]:
         """The store and the key of an object that may be read. Asks no server.
