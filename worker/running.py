@@ -4,7 +4,7 @@ import asyncio
 import time
 from dataclasses import replace
 
-from rejoinder.worker.accepting import Acceptor, Part, Several
+from rejoinder.worker.accepting import Acceptor, Part
 from rejoinder.worker.errors import TimedOut
 from rejoinder.worker.handler import Answer, Answered, Handler, Job, exhausted, refusal
 from rejoinder.worker.held import Held, Stage
@@ -79,8 +79,9 @@ class Runner:
         if isinstance(accepted, Job):
             held.job, held.share = accepted, accepted.share
             return await self._run(held, accepted, latest)
-        done = accepted
-        if isinstance(accepted, Several):
+        if isinstance(accepted, Answered):
+            done = accepted
+        else:
             done = await all_answers(accepted, lambda part: self._part(held, part, latest))
         held.job = done.job
         return done.answer
@@ -133,15 +134,11 @@ class Runner:
         if not answer.also:
             return kept
         # Stored or refused, each has a name of its own still.
-        others = tuple(
-            [
-                replace(
-                    one, answer=replace(await outputs.keep(held.message, one.answer, one.job), named_by_message=True)
-                )
-                for one in answer.also
-            ]
-        )
-        return replace(kept, named_by_message=True, also=others)
+        others: list[Answered] = []
+        for one in answer.also:
+            other = await outputs.keep(held.message, one.answer, one.job)
+            others.append(replace(one, answer=replace(other, named_by_message=True)))
+        return replace(kept, named_by_message=True, also=tuple(others))
 
 
 def _since(held: Held, now: float) -> float:
