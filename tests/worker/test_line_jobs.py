@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worker_harness import Bench, GateEngine, bench, until, until_backlog, until_empty
+from worker_harness import Bench, GateEngine, bench, flaky, until, until_backlog, until_empty
 
-from rejoinder.adapters import Blob, Transient, open_blobs
+from rejoinder.adapters import Blob, Transient
 from rejoinder.adapters.file_store import FileStore
 from rejoinder.worker.errors import BadRequest, EngineGone, Unavailable
 
@@ -138,10 +138,135 @@ async def test_other_requests_get_their_turn(tmp_path: Path) -> None:
         await it.responses_until(2)
 
 
-async def test_a_lost_lease_stops_the_lines_and_the_output(tmp_path: Path) -> None:
-    async with line_bench(tmp_path, capacity=2, is_open=False) as it:
+async def test_a_lost_lease_stops_the_lines_and_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = GateEngine(capacity=2)
+    blobs = f"file://{tmp_path}"
+    async with (
+        bench(engine, request_options="?lease=0.6", start=False, blobs=blobs) as it,
+        flaky(it, monkeypatch) as (subscription, _),
+    ):
+        it.start()
+        await send_lines(it, tmp_path, b"1\n2\n3\n")
+        await until(lambda: len(engine.running) == 2)
+        subscription.hang |= {"set_lease", "receive"}  # a receive under way may bring the worker the next delivery
+        (message,) = await it.subscription.receive(1, 10)
+        assert await it.subscription.set_lease([message], 60) == [None]
+        subscription.hang.discard("set_lease")
+        await until(lambda: engine.cancelled and not engine.running)
+        assert await it.subscription.ack([message]) == [None]
+        subscription.hang.clear()
+        await it.stop()
+        assert sorted(engine.started) == sorted(engine.cancelled)
+        assert (unfinished(tmp_path), it.got) == ([], [])
+
+
+async def test_a_stop_hands_the_job_back_and_leaves_nothing(tmp_path: Path) -> None:
+    async with line_bench(tmp_path, capacity=2, is_open=False, grace_seconds=0.0) as it:
         await send_lines(it, tmp_path, b"1\n2\n3\n")
         await until(lambda: len(it.engine.running) == 2)
-        (held,) = it.subscription._queue.leased.values() if hasattr(it.subscription, "_queue") else [None]
-        if held is None:
-            pytest.skip("the memory broker's inside has changed")
+        await it.stop()
+        assert sorted(it.engine.cancelled) == [1, 2]
+        await until_backlog(it, lambda backlog: (backlog.waiting, backlog.held) == (1, 0))
+        assert unfinished(tmp_path) == []
+
+
+async def test_an_engine_that_is_gone_ends_job_and_worker(tmp_path: Path) -> None:
+    async with line_bench(tmp_path, capacity=2, is_open=False) as it:
+        await send_lines(it, tmp_path, b'1\n"dies"\n3\n')
+        it.engine.errors = {"dies": [EngineGone("no more")]}
+        await until(lambda: len(it.engine.running) == 2)
+        it.engine.release("dies")
+        with pytest.raises(EngineGone):
+            await asyncio.wait_for(asyncio.shield(it.task), 20)
+        await until_backlog(it, lambda backlog: (backlog.waiting, backlog.held) == (1, 0))
+        assert (it.engine.cancelled, unfinished(tmp_path)) == ([1], [])
+
+
+async def test_a_job_held_for_too_long_is_504(tmp_path: Path) -> None:
+    async with line_bench(tmp_path, capacity=2, is_open=False, max_hold_seconds=0.5) as it:
+        await send_lines(it, tmp_path, b"1\n2\n3\n")
+        (response,) = await it.responses_until(1)
+        assert (response["status_code"], response.get("output_location")) == (504, None)
+        await until_empty(it)
+
+
+async def test_a_job_that_expired_is_not_begun(tmp_path: Path) -> None:
+    async with line_bench(tmp_path) as it:
+        await send_lines(it, tmp_path, b"1\n", options={"deadline": "2020-01-01T00:00:00Z"})
+        (response,) = await it.responses_until(1)
+        assert (response["status_code"], it.engine.started) == (408, [])
+
+
+class Broken:
+    """Reading a file that its store breaks off after so many bytes, as often as the test says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int, times: int) -> None:
+        self.times = times
+        self.reads = 0
+        read = FileStore.read
+
+        @contextlib.asynccontextmanager
+        async def broken(store: FileStore, key: str) -> AsyncIterator[Blob]:
+            async with read(store, key) as blob:
+                self.reads += 1
+                yield Blob(blob.size, None, self.chunks(blob, after) if key == "in.jsonl" else blob.chunks)
+
+        monkeypatch.setattr(FileStore, "read", broken)
+
+    async def chunks(self, blob: Blob, after: int) -> AsyncIterator[bytes]:
+        data = b"".join([chunk async for chunk in blob.chunks])
+        for start in range(0, len(data), 7):
+            if self.times and start >= after:
+                self.times -= 1
+                raise Transient("it broke off")
+            yield data[start : start + 7]
+
+
+async def test_a_store_that_breaks_off_is_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Broken(monkeypatch, after=100, times=2)
+    async with line_bench(tmp_path, max_attempts=3, retry_delay_seconds=0.01) as it:
+        await send_lines(it, tmp_path, b"".join(b'"line %d"\n' % n for n in range(100)))
+        assert await lines_of(it, tmp_path) == [ran(f"line {n}") for n in range(100)]
+        assert len(it.engine.started) == 100, "no line was run twice"
+        assert broken.times == 0
+        assert it.got[0][1].attributes["attempt"] == "1"
+
+
+async def test_a_store_that_stays_away_brings_the_job_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Broken(monkeypatch, after=100, times=1000)
+    async with line_bench(tmp_path, max_attempts=2, retry_delay_seconds=0.01) as it:
+        await send_lines(it, tmp_path, b"".join(b'"line %d"\n' % n for n in range(100)))
+        (response,) = await it.responses_until(1)
+        assert response["status_code"] == 503
+        assert it.got[0][1].attributes["attempt"] == "2"
+        assert unfinished(tmp_path) == []
+
+
+async def test_jobs_beyond_those_that_run_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rejoinder.worker.line_jobs.JOBS", 1)
+    async with line_bench(tmp_path, capacity=4, is_open=False, prefetch=10) as it:
+        for name in ("a", "b"):
+            (tmp_path / f"{name}.jsonl").write_text(f'"{name}"\n')
+            location = f"file://{tmp_path}/{name}.jsonl"
+            await it.send_raw(json.dumps({"path": "/run", "metadata": {}, "input_location": location}).encode())
+        await until(lambda: it.engine.running)
+        await it.send("c")
+        await until_backlog(it, lambda backlog: (backlog.waiting, backlog.held) == (1, 2))
+        (first,) = it.engine.started  # nothing is received while a job waits
+        it.engine.open = True
+        it.engine.release(first)
+        await it.responses_until(3)
+
+
+async def test_the_window_bounds_what_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rejoinder.worker.line_run.WINDOW_BYTES", 1000)
+    async with line_bench(tmp_path, capacity=8, is_open=False) as it:
+        await send_lines(it, tmp_path, b"".join(json.dumps(str(n) * 398).encode() + b"\n" for n in range(8)))
+        await until(lambda: len(it.engine.running) == 2)
+        for _ in range(20):
+            await asyncio.sleep(0.005)
+        assert len(it.engine.running) == 2, "a third line has no room"
+        it.engine.open = True
+        for key in list(it.engine.running):
+            it.engine.release(json.loads(key))
+        assert len(await lines_of(it, tmp_path)) == 8
