@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -138,9 +138,19 @@ class Vendor:
 
 
 def _in_pieces(request: Any, **_: Any) -> None:
-    """Let aiohttp write a large request piece by piece: as bytes it would do it in one step of the event loop."""
-    if isinstance(request.body, bytes) and len(request.body) > PIECE:
-        request.body = io.BytesIO(request.body)
+    """Let aiohttp write a large request piece by piece: as bytes it would do it in one step of the event loop.
+
+    A BytesIO, which is what the SDK makes of an object's body, it would read in pieces, but copy first.
+    """
+    if isinstance(request.body, io.BytesIO):
+        request.body = _pieces(request.body)
+    elif isinstance(request.body, bytes) and len(request.body) > PIECE:
+        request.body = _pieces(io.BytesIO(request.body))
+
+
+async def _pieces(body: io.BytesIO) -> AsyncIterator[bytes]:
+    while piece := body.read(PIECE):
+        yield piece
 
 
 def _by_path(builtins: dict[str, Any], **_: Any) -> None:

@@ -115,8 +115,8 @@ class S3Store:
                     await upload.add(piece)
                 return await upload.complete()
         except Transient as exc:
-            # Another put of this key has won, and aborted what it found.
-            if aws_errors.is_upload_gone(exc) and await self._stands(target):
+            # Another put of this key has won, and perhaps aborted what it found.
+            if aws_errors.is_lost_race(exc) and await self._stands(target):
                 return False
             raise
 

@@ -71,6 +71,7 @@ class Upload:
         self._parts: list[asyncio.Task[Any]] = []
         self._under_way: set[asyncio.Task[Any]] = set()
         self._written = False
+        self._checksum: dict[str, Any] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -87,14 +88,19 @@ class Upload:
     async def begin(self, new: dict[str, Any]) -> None:
         """Begin it; `new` are the object's settings. Raises as `BlobStore.put`."""
 
-        async def call() -> None:
-            # As one step that no cancellation parts: what was begun can be aborted only by its id.
-            answer = await self._clients.asking.run(
-                PUT, self._target.location, lambda s3: s3.create_multipart_upload(**new)
-            )
+        async def call(s3: "S3Client") -> None:
+            # As the SDK does for single objects, unless AWS_REQUEST_CHECKSUM_CALCULATION says otherwise. A checksum of
+            # the whole object, and not of its parts, is one that readers can compare.
+            whole: dict[str, Any] = {}
+            config: Any = s3.meta.config
+            if config.request_checksum_calculation == "when_supported":
+                self._checksum = {"ChecksumAlgorithm": "CRC32"}
+                whole["ChecksumType"] = "FULL_OBJECT"
+            answer = await s3.create_multipart_upload(**new, **self._checksum, **whole)
             self.id = answer["UploadId"]
 
-        await blobs.to_its_end(call())
+        # A step that no cancellation parts: what was begun can be aborted only by its id.
+        await blobs.to_its_end(self._clients.asking.run(PUT, self._target.location, call))
 
     async def add(self, piece: bytes) -> None:
         """Send a part, as soon as fewer than `AT_ONCE` are on their way. Raises what an earlier one raised, too."""
@@ -113,10 +119,9 @@ class Upload:
                 task.result()
 
     async def _part(self, number: int, piece: bytes) -> dict[str, Any]:
+        settings: Any = {**self._target.named, **self._checksum, "UploadId": self.id, "PartNumber": number}
         answer = await self._clients.writing.run(
-            PUT,
-            self._target.location,
-            lambda s3: s3.upload_part(**self._target.named, UploadId=str(self.id), PartNumber=number, Body=piece),
+            PUT, self._target.location, lambda s3: s3.upload_part(**settings, Body=piece)
         )
         checksums = {name: value for name, value in answer.items() if name.startswith("ChecksumCRC")}
         return {"PartNumber": number, "ETag": answer["ETag"], **checksums}
