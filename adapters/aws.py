@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -28,7 +28,7 @@ POOL: Final = 16
 """Calls at once on one client. At 10 messages a call and 10 ms each this is 16,000 messages/s, more than one event loop
 decodes."""
 PIECE: Final = 1 << 18
-"""Bytes of a request that are written at once."""
+"""Bytes of a request above which it is written piece by piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,20 +137,23 @@ class Vendor:
         return Connections(made, traffic, renewed=isinstance(credentials, RefreshableCredentials))
 
 
-def _in_pieces(request: Any, **_: Any) -> None:
-    """Let aiohttp write a large request piece by piece: as bytes it would do it in one step of the event loop.
+class _Body(io.BytesIO):
+    """A request's body that aiohttp reads in pieces, and from its start where it sends it again.
 
-    A BytesIO, which is what the SDK makes of an object's body, it would read in pieces, but copy first.
+    aiohttp asks for the length of the buffer, and a BytesIO would copy its bytes for that.
     """
-    if isinstance(request.body, io.BytesIO):
-        request.body = _pieces(request.body)
-    elif isinstance(request.body, bytes) and len(request.body) > PIECE:
-        request.body = _pieces(io.BytesIO(request.body))
+
+    def getbuffer(self) -> memoryview:
+        return memoryview(self.getvalue())
 
 
-async def _pieces(body: io.BytesIO) -> AsyncIterator[bytes]:
-    while piece := body.read(PIECE):
-        yield piece
+def _in_pieces(request: Any, **_: Any) -> None:
+    """Let aiohttp write a large request piece by piece: as bytes it would do it in one step of the event loop."""
+    body = request.body
+    if isinstance(body, bytes) and len(body) > PIECE:
+        request.body = _Body(body)
+    elif isinstance(body, io.BytesIO):  # what the SDK makes of an object's bytes, which `getvalue` does not copy
+        request.body = _Body(body.getvalue())
 
 
 def _by_path(builtins: dict[str, Any], **_: Any) -> None:
