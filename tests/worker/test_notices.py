@@ -140,7 +140,7 @@ async def test_a_notice_that_is_too_large_goes_without_the_response_or_not_at_al
     monkeypatch: pytest.MonkeyPatch, limit: int, told: int
 ) -> None:
     async with notified(monkeypatch, include_inference_response=True) as them:
-        monkeypatch.setattr("rejoinder.adapters.memory.MAX_BODY", limit)
+        monkeypatch.setattr("rejoinder.adapters.embedded.MAX_BODY", limit)
         await them.it.send("x" * min(limit - 100, 400))
         await answered(them.it)
         if told:

@@ -199,7 +199,7 @@ async def test_a_result_that_is_no_json_is_a_failure(tmp_path: Path, result: Any
 async def test_metadata_that_leaves_no_room_for_a_location_is_a_failure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("rejoinder.adapters.memory.MAX_BODY", 4000)
+    monkeypatch.setattr("rejoinder.adapters.embedded.MAX_BODY", 4000)
     monkeypatch.setattr("rejoinder.adapters.memory.MemoryTopic.max_body", 4000)
     async with bench(ResultEngine(LARGE), blobs=f"file://{tmp_path}") as it:
         await it.send("x", {"text": "y" * 3600}, options={"inference_id": "m"})
