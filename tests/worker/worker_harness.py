@@ -182,6 +182,7 @@ class Flaky:
         self.fail: dict[str, list[AdapterError]] = {}
         self.hang: set[str] = set()
         self.calls: list[str] = []
+        self.under_way = 0
 
     def __getattr__(self, name: str) -> Any:
         inner = getattr(self.inner, name)
@@ -192,9 +193,13 @@ class Flaky:
             self.calls.append(name)
             if self.fail.get(name):
                 raise self.fail[name].pop(0)
-            while name in self.hang:
-                await asyncio.sleep(0.005)
-            return await inner(*args)
+            self.under_way += 1
+            try:
+                while name in self.hang:
+                    await asyncio.sleep(0.005)
+                return await inner(*args)
+            finally:
+                self.under_way -= 1
 
         return call
 
