@@ -23,7 +23,6 @@ from pathlib import Path
 from uuid import uuid4
 
 from benchmarks.clouds import clouds
-
 from rejoinder.adapters import Outgoing, open_blobs, open_subscription, open_topic
 
 FLOOR = 96.0

@@ -16,7 +16,9 @@ from rejoinder.worker.errors import BadRequest, EngineGone, Unavailable
 
 
 @contextlib.asynccontextmanager
-async def line_bench(tmp_path: Path, capacity: int = 4, *, is_open: bool = True, **settings: Any) -> AsyncIterator[Bench]:
+async def line_bench(
+    tmp_path: Path, capacity: int = 4, *, is_open: bool = True, **settings: Any
+) -> AsyncIterator[Bench]:
     engine = GateEngine(capacity)
     engine.open = is_open
     settings = {"blobs": f"file://{tmp_path}", **settings}
