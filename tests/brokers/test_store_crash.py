@@ -6,7 +6,7 @@ REJOINDER_TEST_KILLS says how many kills of each kind; 4 by default.
 from pathlib import Path
 
 import pytest
-from store_kills import KILLS, LARGE, Files, Killing, bucket, kill_before_publishing, kill_during_upload
+from store_kills import KILLS, LARGE, PARTS, Files, Killing, bucket, kill_before_publishing, kill_during_upload
 
 pytestmark = pytest.mark.timeout(300 + 20 * KILLS)
 
@@ -29,7 +29,7 @@ async def test_kills_between_the_ledger_and_its_response(tmp_path: Path) -> None
 @pytest.mark.usefixtures("aws")
 async def test_kills_during_an_upload_to_s3(tmp_path: Path) -> None:
     async with bucket() as store:
-        await kill_during_upload(Killing(store, tmp_path, LARGE), KILLS)
+        await kill_during_upload(Killing(store, tmp_path, PARTS), KILLS)
 
 
 @pytest.mark.usefixtures("aws")

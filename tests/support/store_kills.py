@@ -24,7 +24,9 @@ from rejoinder.adapters import Message
 KILLS = int(os.environ.get("REJOINDER_TEST_KILLS", "4"))
 """Rounds of each test. 50 take some minutes for each."""
 LARGE = 24 << 20
-"""Bytes of a result that takes a while to store, on S3 in four parts."""
+"""Bytes of a result that a file system takes a while to store."""
+PARTS = 9 << 20
+"""Bytes of a result that S3 gets in two parts."""
 
 
 class Watched(Protocol):

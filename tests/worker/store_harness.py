@@ -12,18 +12,6 @@ from rejoinder.adapters import open_blobs
 from rejoinder.adapters.driver import BlobStore
 
 
-async def content(url: str, key: str) -> bytes:
-    """An object's bytes; `url` names its store."""
-    async with open_blobs(url) as store, store.read(key) as blob:
-        return b"".join([chunk async for chunk in blob.chunks])
-
-
-async def content_at(location: str) -> bytes:
-    """The bytes of the object that a response's location names."""
-    url, _, key = location.rpartition("/")
-    return await content(url, key)
-
-
 def files(folder: Path) -> list[str]:
     """The keys of everything below a directory, finished or not."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from store_harness import answered, content, content_at, files, flaky_stores
+from objects import content, content_at
+from store_harness import answered, files, flaky_stores
 from worker_harness import LIMIT, Bench, GateEngine, bench, flaky, until, until_backlog
 
 from rejoinder.adapters import AdapterError, Denied, LeaseLost, NotFound, TooLarge, Transient
