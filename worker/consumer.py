@@ -202,12 +202,6 @@ class Consumer:
         self._held_bytes += len(message.body)
         self._turns.enter(held)
         held.task = self._loop.create_task(self._process(held))
-        # Not in the task itself: one that is cancelled before its first step never runs a line.
-        held.task.add_done_callback(lambda _: self._ended(held))
-
-    def _ended(self, held: Held) -> None:
-        if not held.settling:
-            self._forget(held)
 
     def _forget(self, held: Held) -> None:
         if held not in self._held:
@@ -226,7 +220,10 @@ class Consumer:
         self._receiver.wake()
 
     async def _process(self, held: Held) -> None:
+        held.begun = True
         try:
+            if held.abandoned:  # before it could be cancelled
+                return
             if held.turn is not None:
                 await held.turn
                 if self._stopping:  # it was left waiting, because nobody may run it before the one ahead is settled
@@ -239,12 +236,15 @@ class Consumer:
             self._settling += 1
             self._receiver.wake()
             if self._clock() < held.lease.ends or await self._keeper.confirm(held.lease):
-                self._settlement.settle(held, answer)
                 held.settling = True
+                self._settlement.settle(held, answer)
             else:
                 self._lost(held)
         except Exception as exc:  # noqa: BLE001 - a message whose task ended unseen would be held by nobody
             await self._not_settled(held, exc)
+        finally:
+            if not held.settling:
+                self._forget(held)
 
     async def _not_settled(self, held: Held, exc: Exception) -> None:
         self._fail(exc)
@@ -359,8 +359,7 @@ class Consumer:
         self.counts.handed_back += len(going)
         await self._settlement.let_go(going, 0, limit=limit)
         for held in going:
-            if held.settling:  # nobody else will
-                self._forget(held)
+            self._forget(held)  # what was being settled has nobody else to do it
 
 
 def _since(held: Held, now: float) -> float:

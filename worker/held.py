@@ -25,6 +25,8 @@ class Held:
     stage: Stage = Stage.WAITING
     lease: Lease = field(init=False)
     task: asyncio.Task[None] = field(init=False)
+    begun: bool = False
+    """Its task has come to its first line."""
     answered: bool = False
     """Its answer is durable: only the ack is left, and a lease that is gone from now on is gone by it."""
     turn: asyncio.Future[None] | None = None
@@ -39,9 +41,10 @@ class Held:
         self.stage = Stage.WAITING if waiting else Stage.RUNNING
 
     def abandon(self) -> None:
-        """Stop its work."""
+        """Stop its work. A task that has not begun ends when it does: cancelled now, it would never run a line."""
         self.abandoned = True
-        self.task.cancel()
+        if self.begun:
+            self.task.cancel()
 
 
 @dataclass(slots=True)

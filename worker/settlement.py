@@ -4,7 +4,7 @@ Only the consumer calls this, and nothing else acks or lets go: what becomes of 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 import structlog
@@ -96,19 +96,20 @@ class Settlement:
         attempt = self._attempts.of(message)
         action = self._policy.on_failure(attempt) if answer.error is not None and answer.retryable else "answer_and_ack"
         if action == "retry":
-            self._in_task(held, self._retry_later(held, answer, attempt))
+            self._in_task(held, self._retry_later, held, answer, attempt)
             return
         outgoing = self._replier.outgoing(message, answer)
         self._answered.put(_Settling(held, answer, attempt, action == "answer_and_leave", outgoing))
 
-    def _in_task(self, held: Held, rest: Coroutine[Any, Any, None]) -> None:
+    def _in_task(self, held: Held, rest: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Give a message that needs more than the usual steps a task of its own for the rest of its way."""
-        held.task = asyncio.create_task(self._guarded(held, rest))
+        held.task = asyncio.create_task(self._guarded(held, rest, *args))
+        # Not in the task itself: one that is cancelled before its first step never runs a line.
         held.task.add_done_callback(lambda _: self._done(held))
 
-    async def _guarded(self, held: Held, rest: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, held: Held, rest: Callable[..., Awaitable[None]], *args: Any) -> None:
         try:
-            await rest
+            await rest(*args)
         except Exception as exc:  # noqa: BLE001 - a message whose task ended unseen would be held by nobody
             await self._failed(held, exc)
 
@@ -125,9 +126,9 @@ class Settlement:
             outcomes = [exc] * len(wanted)
         for one, outcome in zip(wanted, outcomes, strict=True):
             if not isinstance(outcome, str):
-                self._in_task(one.held, self._publish_again(one, outcome))
+                self._in_task(one.held, self._publish_again, one, outcome)
             elif one.leave:
-                self._in_task(one.held, self._leave(one))
+                self._in_task(one.held, self._leave, one)
             else:
                 self._is_answered(one)
                 self._published.put(one)
@@ -174,7 +175,7 @@ class Settlement:
                 self._settled(one)
                 self._done(one.held)
             else:
-                self._in_task(one.held, self._ack_until(one, outcome))
+                self._in_task(one.held, self._ack_until, one, outcome)
 
     async def _ack_until(self, one: _Settling, failure: Exception | None) -> None:
         """Ack a message that could not be acked in the usual way, or was not published in the usual way."""
