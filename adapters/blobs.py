@@ -1,10 +1,15 @@
 """What the stores share: what a key is, where a store's URL says it stands, and pieces of one size."""
 
+import asyncio
+import io
 import unicodedata
-from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Mapping
+from typing import TypeVar
 
 from rejoinder.adapters.errors import BadURL
 from rejoinder.adapters.urls import split
+
+T = TypeVar("T")
 
 MAX_KEY = 1024
 """Bytes of UTF-8 in a key, with the store's prefix where the service counts that too: S3's limit, and GCS's."""
@@ -61,19 +66,34 @@ def parse(url: str, form: str, options: Mapping[str, str]) -> tuple[str, str, di
 
 
 async def pieces(chunks: AsyncIterable[bytes], size: int) -> AsyncGenerator[bytes, None]:
-    """Cut a stream anew, into pieces of `size` bytes; the last one has the rest, and is empty if nothing else was."""
-    held = bytearray()
-    whole = False
+    """Cut a stream anew, into pieces of `size` bytes; the last one has the rest. At least one, be it empty."""
+    held = io.BytesIO()  # unlike a bytearray, it gives its bytes away without copying them
+    first = True
     async for chunk in chunks:
         with memoryview(chunk) as view:
             start = 0
-            while len(held) + len(view) - start >= size:
-                end = start + size - len(held)
-                held += view[start:end]
+            while held.tell() + len(view) - start >= size:
+                end = start + size - held.tell()
+                held.write(view[start:end])
                 start = end
-                yield bytes(held)
-                held.clear()
-                whole = True
-            held += view[start:]
-    if held or not whole:
-        yield bytes(held)
+                piece, held = held.getvalue(), io.BytesIO()
+                yield piece
+                first = False
+            held.write(view[start:])
+    if first or held.tell():
+        yield held.getvalue()
+
+
+async def to_its_end(work: Awaitable[T]) -> T:
+    """Await `work` to its end however often the caller is cancelled meanwhile, and only then be cancelled."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    if cancelled is not None:
+        _ = task.cancelled() or task.exception()  # seen: it would be reported as never retrieved
+        raise cancelled
+    return task.result()

@@ -1,17 +1,16 @@
 """One object of `file://`: where it stands, reading it, writing it. Blocks: `file_store` calls it in threads."""
 
-import asyncio
 import contextlib
 import errno
 import fcntl
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, ParamSpec, TypeVar
+from typing import Final
 
 from rejoinder.adapters.errors import AdapterError, Denied, NotFound, TooLarge, Transient
 
@@ -37,23 +36,6 @@ _DENIED: Final = frozenset(
         errno.ENOTSUP,
     }
 )
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call in a thread. A cancellation waits for its end, so that no descriptor is closed while the thread uses it."""
-    task = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            with contextlib.suppress(asyncio.CancelledError):  # told already; a thread cannot be stopped
-                await asyncio.wait([task])
-        if not task.cancelled() and task.exception() is None and isinstance(opened := task.result(), Reading | Writing):
-            opened.close()
-        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,20 +134,26 @@ def _enter(folder: int, name: str, *, make: bool) -> int:
 
 
 class Reading:
-    """An object that is open for reading."""
+    """An object that is being read."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        with place.folder() as (folder, name):
-            if not place.is_object(folder, name):
-                raise NotFound(f"{place.location} is a directory")
+        self._stack = contextlib.ExitStack()
+        self._file = -1
+        self._left = 0
+
+    def open(self) -> int:
+        """Open the object; gives its size. Raises as `BlobStore.read`."""
+        with self._place.folder() as (folder, name):
+            if not self._place.is_object(folder, name):
+                raise NotFound(f"{self._place.location} is a directory")
             self._file = os.open(name, OBJECT, dir_fd=folder)
-        status = os.fstat(self._file)
+            self._stack.callback(os.close, self._file)
+            status = os.fstat(self._file)
         if not stat.S_ISREG(status.st_mode):
-            self.close()
-            raise Denied(f"{place.location} is no regular file")
-        self.size = status.st_size
-        self._left = self.size
+            raise Denied(f"{self._place.location} is no regular file")
+        self._left = status.st_size
+        return self._left
 
     def read(self, size: int) -> bytes:
         """Return the next bytes, none at the end. Raises Transient if the file has become shorter."""
@@ -178,7 +166,7 @@ class Reading:
 
     def close(self) -> None:
         """Let go of the file."""
-        os.close(self._file)
+        self._stack.close()
 
 
 class Writing:
@@ -187,22 +175,26 @@ class Writing:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._stack = contextlib.ExitStack()
-        with contextlib.ExitStack() as stack:
-            self._folder, self._name = stack.enter_context(place.folder(make=True))
-            with place.mapped(writing=True):
-                self._source, self._source_folder = self._open(stack)
-            self._stack = stack.pop_all()
+        self._folder = self._file = -1
+        self._name = self._source = ""
+        self._source_folder: int | None = None
 
-    def _open(self, stack: contextlib.ExitStack) -> tuple[str, int | None]:
+    def open(self) -> None:
+        """Open a file for what is to be written. Raises as `BlobStore.put`."""
+        self._folder, self._name = self._stack.enter_context(self._place.folder(make=True))
+        with self._place.mapped(writing=True):
+            self._source, self._source_folder = self._open()
+
+    def _open(self) -> tuple[str, int | None]:
         """Open a file without a name, or one with a name that is no key's; gives what `os.link` is to link."""
         if TMPFILE is not None and Path("/proc/self/fd").is_dir():
             with contextlib.suppress(OSError):
                 self._file = os.open(".", TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=self._folder)
-                stack.callback(os.close, self._file)
+                self._stack.callback(os.close, self._file)
                 return f"/proc/self/fd/{self._file}", None
         name = self._free_slot()
-        stack.callback(os.close, self._file)
-        stack.callback(_remove, name, self._folder)
+        self._stack.callback(os.close, self._file)
+        self._stack.callback(_remove, name, self._folder)
         return name, self._folder
 
     def _free_slot(self) -> str:

@@ -9,13 +9,18 @@ file system cannot do that, it has a name that no key can have, locked while its
 same key removes those that nobody has locked. The file system must have hard links.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
+from typing import ParamSpec, TypeVar
 
 from rejoinder.adapters import blobs
 from rejoinder.adapters.driver import Blob
 from rejoinder.adapters.errors import BadURL
-from rejoinder.adapters.file_objects import Place, Reading, Writing, in_thread
+from rejoinder.adapters.file_objects import Place, Reading, Writing
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class FileStore:
@@ -32,36 +37,42 @@ class FileStore:
     @asynccontextmanager
     async def read(self, key: str) -> AsyncIterator[Blob]:
         """See `rejoinder.adapters.driver.BlobStore.read`."""
-        reading = await in_thread(Reading, self._place(key))
+        reading = Reading(self._place(key))
         try:
-            yield Blob(reading.size, None, _pieces(reading))
+            yield Blob(await _thread(reading.open), None, _pieces(reading))
         finally:
             reading.close()
 
     async def put(self, key: str, chunks: AsyncIterable[bytes], content_type: str) -> bool:  # noqa: ARG002
         """See `rejoinder.adapters.driver.BlobStore.put`."""
         place = self._place(key)
-        if await in_thread(place.stands):
+        if await _thread(place.stands):
             return False
-        writing = await in_thread(Writing, place)
+        writing = Writing(place)
         try:
+            await _thread(writing.open)
             async with aclosing(blobs.pieces(chunks, blobs.PIECE)) as pieces:
                 async for piece in pieces:
-                    await in_thread(writing.write, piece)
-            return await in_thread(writing.publish)
+                    await _thread(writing.write, piece)
+            return await _thread(writing.publish)
         finally:
-            writing.close()
+            await _thread(writing.close)
 
     async def exists(self, key: str) -> bool:
         """See `rejoinder.adapters.driver.BlobStore.exists`."""
-        return await in_thread(self._place(key).stands)
+        return await _thread(self._place(key).stands)
 
     def _place(self, key: str) -> Place:
         return Place(self.location(key), self._root, key)
 
 
+async def _thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call in a thread, whose end a cancellation waits for: nobody may close what it uses."""
+    return await blobs.to_its_end(asyncio.to_thread(call, *args, **kwargs))
+
+
 async def _pieces(reading: Reading) -> AsyncIterator[bytes]:
-    while piece := await in_thread(reading.read, blobs.PIECE):
+    while piece := await _thread(reading.read, blobs.PIECE):
         yield piece
 
 
