@@ -36,7 +36,7 @@ async def _body(message: Message, store: BlobStore | None) -> bytes:
     if location is None:
         return message.body
     if store is None:
-        raise NotRead(f"a response is stored at {location!r:.1100}: name the store that it may be read from (blobs)")
+        raise NotRead(f"a response is stored at {location!r:.1100}: name the store to read it from (--blobs)")
     if not location.startswith(f"{store.url}/"):
         raise NotRead(f"a response is stored at {location!r:.1100}, which is not below {store.url!r}")
     return await patiently(lambda: _read(store, location.removeprefix(f"{store.url}/")))

@@ -110,7 +110,7 @@ async def test_batches_give_a_pointer_by_itself(url: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("blobs", "location", "message"),
     [
-        (None, "s3://b/k", r"stored at 's3://b/k': name the store"),
+        (None, "s3://b/k", r"stored at 's3://b/k': name the store to read it from .--blobs."),
         ("file:///there/blobs", "s3://b/k", r"'s3://b/k', which is not below 'file:///there/blobs'"),
         ("file:///there/blobs", "file:///there/blobs2/k", "which is not below 'file:///there/blobs'"),
         ("file:///there/blobs", "file:///there/blobs/../../etc/passwd", "passwd"),
