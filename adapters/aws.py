@@ -28,7 +28,7 @@ POOL: Final = 16
 """Calls at once on one client. At 10 messages a call and 10 ms each this is 16,000 messages/s, more than one event loop
 decodes."""
 PIECE: Final = 1 << 18
-"""Bytes of a request that are written at once."""
+"""Bytes of a request above which it is written piece by piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +137,23 @@ class Vendor:
         return Connections(made, traffic, renewed=isinstance(credentials, RefreshableCredentials))
 
 
+class _Body(io.BytesIO):
+    """A request's body that aiohttp reads in pieces, and from its start where it sends it again.
+
+    aiohttp asks for the length of the buffer, and a BytesIO would copy its bytes for that.
+    """
+
+    def getbuffer(self) -> memoryview:
+        return memoryview(self.getvalue())
+
+
 def _in_pieces(request: Any, **_: Any) -> None:
     """Let aiohttp write a large request piece by piece: as bytes it would do it in one step of the event loop."""
-    if isinstance(request.body, bytes) and len(request.body) > PIECE:
-        request.body = io.BytesIO(request.body)
+    body = request.body
+    if isinstance(body, bytes) and len(body) > PIECE:
+        request.body = _Body(body)
+    elif isinstance(body, io.BytesIO):  # what the SDK makes of an object's bytes, which `getvalue` does not copy
+        request.body = _Body(body.getvalue())
 
 
 def _by_path(builtins: dict[str, Any], **_: Any) -> None:

@@ -156,11 +156,11 @@ def status_of(exc: ClientError) -> int:
     return exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
 
 
-def is_upload_gone(exc: Transient) -> bool:
-    """Whether somebody else has aborted the multipart upload, perhaps while it was being completed."""
+def is_lost_race(exc: Transient) -> bool:
+    """Whether another write of the same object came between: at once, or by aborting this one's upload."""
     cause = exc.__cause__
     code = cause.response.get("Error", {}).get("Code") if isinstance(cause, ClientError) else None
-    return code in {"NoSuchUpload", "InvalidPart"}
+    return code in {"ConditionalRequestConflict", "InvalidPart", "NoSuchUpload"}
 
 
 def not_in_flight(entry: object) -> bool:

@@ -22,7 +22,7 @@ from rejoinder.adapters import aws_errors, blobs
 from rejoinder.adapters.aws import POOL, Traffic, Vendor
 from rejoinder.adapters.driver import Blob
 from rejoinder.adapters.errors import BadURL, NotFound, Transient
-from rejoinder.adapters.s3_upload import PART, PUT, Clients, Target, Upload, unless_there
+from rejoinder.adapters.s3_upload import PART, PUT, Clients, Target, Upload, checksum, unless_there
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -110,18 +110,22 @@ class S3Store:
                 async for piece in pieces:
                     if upload.id is None:
                         if len(piece) < PART:
-                            return await self._put_object(target, {**new, "Body": piece, "IfNoneMatch": "*"})
+                            return await self._put_object(target, new, piece)
                         await upload.begin(new)
                     await upload.add(piece)
                 return await upload.complete()
         except Transient as exc:
-            # Another put of this key has won, and aborted what it found.
-            if aws_errors.is_upload_gone(exc) and await self._stands(target):
+            # Another put of this key has won, and perhaps aborted what it found.
+            if aws_errors.is_lost_race(exc) and await self._stands(target):
                 return False
             raise
 
-    async def _put_object(self, target: Target, new: dict[str, Any]) -> bool:
-        return await self._clients.writing.run(PUT, target.location, lambda s3: unless_there(s3.put_object(**new)))
+    async def _put_object(self, target: Target, new: dict[str, Any], body: bytes) -> bool:
+        return await self._clients.writing.run(
+            PUT,
+            target.location,
+            lambda s3: unless_there(s3.put_object(**new, **checksum(s3, body), Body=body, IfNoneMatch="*")),
+        )
 
     async def _left(self, target: Target) -> list[str]:
         """List the uploads of this key that nobody has completed or aborted."""

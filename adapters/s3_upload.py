@@ -1,7 +1,9 @@
 """One multipart upload to S3: parts in parallel, completed unless an object stands, aborted on any failure."""
 
 import asyncio
+import base64
 import contextlib
+import zlib
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -58,6 +60,20 @@ async def unless_there(call: Awaitable[Any]) -> bool:
     return True
 
 
+def _checks(s3: "S3Client") -> bool:
+    """Whether to send checksums: as the SDK does, unless AWS_REQUEST_CHECKSUM_CALCULATION says otherwise."""
+    config: Any = s3.meta.config
+    return bool(config.request_checksum_calculation == "when_supported")
+
+
+def checksum(s3: "S3Client", body: bytes) -> Any:
+    """Return the setting that has S3 compare what arrives.
+
+    The SDK's own would come after the body, in a stream that cannot be sent again when a connection turns out closed.
+    """
+    return {"ChecksumCRC32": base64.b64encode(zlib.crc32(body).to_bytes(4, "big")).decode()} if _checks(s3) else {}
+
+
 class Upload:
     """An upload, which its first part begins. Left without `complete` having written the object, it is aborted.
 
@@ -87,14 +103,14 @@ class Upload:
     async def begin(self, new: dict[str, Any]) -> None:
         """Begin it; `new` are the object's settings. Raises as `BlobStore.put`."""
 
-        async def call() -> None:
-            # As one step that no cancellation parts: what was begun can be aborted only by its id.
-            answer = await self._clients.asking.run(
-                PUT, self._target.location, lambda s3: s3.create_multipart_upload(**new)
-            )
+        async def call(s3: "S3Client") -> None:
+            # A checksum of the whole object, and not of its parts, is one that readers can compare.
+            whole: Any = {"ChecksumAlgorithm": "CRC32", "ChecksumType": "FULL_OBJECT"} if _checks(s3) else {}
+            answer = await s3.create_multipart_upload(**new, **whole)
             self.id = answer["UploadId"]
 
-        await blobs.to_its_end(call())
+        # A step that no cancellation parts: what was begun can be aborted only by its id.
+        await blobs.to_its_end(self._clients.asking.run(PUT, self._target.location, call))
 
     async def add(self, piece: bytes) -> None:
         """Send a part, as soon as fewer than `AT_ONCE` are on their way. Raises what an earlier one raised, too."""
@@ -113,10 +129,9 @@ class Upload:
                 task.result()
 
     async def _part(self, number: int, piece: bytes) -> dict[str, Any]:
+        settings: Any = {**self._target.named, "UploadId": self.id, "PartNumber": number, "Body": piece}
         answer = await self._clients.writing.run(
-            PUT,
-            self._target.location,
-            lambda s3: s3.upload_part(**self._target.named, UploadId=str(self.id), PartNumber=number, Body=piece),
+            PUT, self._target.location, lambda s3: s3.upload_part(**settings, **checksum(s3, piece))
         )
         checksums = {name: value for name, value in answer.items() if name.startswith("ChecksumCRC")}
         return {"PartNumber": number, "ETag": answer["ETag"], **checksums}
