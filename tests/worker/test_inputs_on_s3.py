@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from aiobotocore.session import get_session
 from aws_resources import Raw, make_queue, name_of
-from worker_harness import GateEngine, bench
+from worker_harness import GateEngine, bench, until
 
 from rejoinder.adapters import open_subscription
+from rejoinder.worker.engines.protocol import EngineRequest
 from rejoinder.worker.service import StopSignals, serve
 from rejoinder.worker.settings import Settings
 
@@ -71,6 +72,32 @@ async def test_a_bucket_that_is_not_there_is_404(aws: str) -> None:
         await it.send_raw(json.dumps({"path": "/run", "metadata": {}, "input_location": f"{missing}/x"}).encode())
         (response,) = await it.responses_until(1)
         assert response["status_code"] == 404
+
+
+class LastHangs(GateEngine):
+    """Answers all but one request at once."""
+
+    async def generate(self, request: EngineRequest) -> Any:
+        self.open = request.body != "hangs"
+        return await super().generate(request)
+
+
+async def test_a_stop_leaves_no_part_of_an_output(s3: Any, bucket: str) -> None:
+    lines = [json.dumps(f"{n}" * 1_000_000) for n in range(9)] * 3
+    await s3.put_object(Bucket=bucket, Key="in.jsonl", Body="\n".join([*lines, '"hangs"']).encode())
+    engine = LastHangs()
+    async with bench(engine, blobs=f"s3://{bucket}", grace_seconds=0.0) as it:
+        envelope = {"path": "/run", "metadata": {}, "input_location": f"s3://{bucket}/in.jsonl"}
+        await it.send_raw(json.dumps(envelope).encode())
+        await until(lambda: '"hangs"' in engine.running)
+        uploads: list[Any] = []
+        async with asyncio.timeout(30):
+            while not uploads:
+                uploads = (await s3.list_multipart_uploads(Bucket=bucket)).get("Uploads", [])
+        await it.stop()
+        assert engine.cancelled == ["hangs"]
+    assert (await s3.list_multipart_uploads(Bucket=bucket)).get("Uploads", []) == []
+    assert [one["Key"] for one in (await s3.list_objects_v2(Bucket=bucket))["Contents"]] == ["in.jsonl"]
 
 
 async def test_what_a_bucket_gets_is_run(s3: Any, bucket: str) -> None:
