@@ -14,6 +14,10 @@ for folder in ("tests/support", "tests/engines", "localstack", "benchmarks/soak"
 
 pytest_plugins = ["aws_stand_in", "cloud"]
 
+LONG = ("tests/worker/test_soak.py", "tests/brokers/", "tests/engines/", "tests/conformance/")
+"""What takes longest for its number of files, in the order of running: the short ones come last, so that the two
+processes end together."""
+
 AnyReport = TypeVar("AnyReport", pytest.TestReport, pytest.CollectReport)
 
 
@@ -42,6 +46,10 @@ def _nothing_skips_in_ci(report: AnyReport) -> AnyReport:
         report.outcome = "failed"
         report.longrepr = f"Nothing may be skipped in CI (the environment variable CI is set). {why}"
     return report
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: next((at for at, long in enumerate(LONG) if item.nodeid.startswith(long)), len(LONG)))
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
