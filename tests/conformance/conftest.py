@@ -28,4 +28,6 @@ def _silent(caplog):
     for vendor, level in {"aiobotocore": 30, "botocore": 30, "asyncio": 20, "google": 20, "grpc": 20}.items():
         caplog.set_level(level, logger=vendor)
     yield
-    assert not [record for when in ("setup", "call", "teardown") for record in caplog.get_records(when)]
+    records = [record for when in ("setup", "call", "teardown") for record in caplog.get_records(when)]
+    # gRPC's one poller may still have something for the loop of the test before, where a process has only one loop.
+    assert not [record for record in records if "PollerCompletionQueue._handle_events" not in record.getMessage()]
