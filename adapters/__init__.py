@@ -1,11 +1,11 @@
-"""Brokers as bytes: one small contract (`driver`) and its adapters.
+"""Brokers and blob stores as bytes: one small contract (`driver`) and its adapters.
 
-`open_subscription` and `open_topic` are the one way in, for the worker, the client and anybody's script.
+`open_subscription`, `open_topic` and `open_blobs` are the one way in, for the worker, the client and anybody's script.
 `check_subscription` and `check_topic` look at what a URL names without touching a message.
 """
 
 from rejoinder.adapters.checkup import Checkup, Finding
-from rejoinder.adapters.driver import Backlog, Message, Outgoing, Subscription, Topic
+from rejoinder.adapters.driver import Backlog, Blob, BlobStore, Message, Outgoing, Subscription, Topic
 from rejoinder.adapters.errors import (
     AdapterError,
     BadURL,
@@ -16,12 +16,14 @@ from rejoinder.adapters.errors import (
     TooLarge,
     Transient,
 )
-from rejoinder.adapters.urls import check_subscription, check_topic, open_subscription, open_topic
+from rejoinder.adapters.urls import check_subscription, check_topic, open_blobs, open_subscription, open_topic
 
 __all__ = [
     "AdapterError",
     "Backlog",
     "BadURL",
+    "Blob",
+    "BlobStore",
     "Checkup",
     "Denied",
     "Finding",
@@ -36,6 +38,7 @@ __all__ = [
     "Transient",
     "check_subscription",
     "check_topic",
+    "open_blobs",
     "open_subscription",
     "open_topic",
 ]

@@ -2,11 +2,12 @@
 
 import asyncio
 import io
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Generic, TypeVar
+from urllib.parse import urlsplit
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
@@ -27,7 +28,7 @@ POOL: Final = 16
 """Calls at once on one client. At 10 messages a call and 10 ms each this is 16,000 messages/s, more than one event loop
 decodes."""
 PIECE: Final = 1 << 18
-"""Bytes of a request that are written at once."""
+"""Bytes of a request above which it is written piece by piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Connections(Generic[ClientT]):
         self._client = client
         self._renewed = renewed
         # Waiting for a connection inside the SDK has no timeout and would count as the call's own time.
-        self._slots = asyncio.Semaphore(traffic.calls)
+        self.slots = asyncio.Semaphore(traffic.calls)
         self._seconds = CONNECT_SECONDS + traffic.answer_seconds + SPARE_SECONDS
 
     async def run(
@@ -62,13 +63,24 @@ class Connections(Generic[ClientT]):
         Raises:
             AdapterError: whatever went wrong; Transient after the timeouts.
         """
-        async with self._slots:
-            try:
-                async with asyncio.timeout(self._seconds + seconds):
-                    return await call(self._client)
-            except Exception as exc:
-                # Whatever the SDK raises, also over an answer that was garbled on its way, is the broker's failure.
-                raise from_exception(exc, permission, resource, renewed=self._renewed) from exc
+        async with self.slots:
+            return await self.run_held(permission, resource, call, seconds=seconds)
+
+    async def run_held(
+        self, permission: str, resource: str, call: Callable[[ClientT], Awaitable[Answer]], *, seconds: float = 0.0
+    ) -> Answer:
+        """Do as `run` for who holds one of `slots`, and keeps it while the answer's body is read."""
+        with self.mapped(permission, resource):
+            async with asyncio.timeout(self._seconds + seconds):
+                return await call(self._client)
+
+    @contextmanager
+    def mapped(self, permission: str, resource: str) -> Iterator[None]:
+        """Raise as AdapterError whatever the SDK raises: also an answer that was garbled on its way is its failure."""
+        try:
+            yield
+        except Exception as exc:
+            raise from_exception(exc, permission, resource, renewed=self._renewed) from exc
 
 
 @cache
@@ -96,7 +108,7 @@ class Vendor:
         self.region: str = found
 
     async def connect(self, service: str, traffic: Traffic) -> Connections[Any]:
-        """Make a client of `service` (`sqs`, `sns`); it is closed with the stack.
+        """Make a client of `service` (`sqs`, `sns`, `s3`); it is closed with the stack.
 
         Raises:
             BadURL, Denied: the configuration names no usable endpoint, region or profile.
@@ -120,10 +132,32 @@ class Vendor:
         except Exception as exc:
             raise from_exception(exc, "connecting", f"{service} in {self.region}") from exc
         made.meta.events.register("before-send", _in_pieces)
+        if service == "s3" and not (made.meta.config.s3 or {}).get("addressing_style"):
+            made.meta.events.register("before-endpoint-resolution.s3", _by_path)
         return Connections(made, traffic, renewed=isinstance(credentials, RefreshableCredentials))
+
+
+class _Body(io.BytesIO):
+    """A request's body that aiohttp reads in pieces, and from its start where it sends it again.
+
+    aiohttp asks for the length of the buffer, and a BytesIO would copy its bytes for that.
+    """
+
+    def getbuffer(self) -> memoryview:
+        return memoryview(self.getvalue())
 
 
 def _in_pieces(request: Any, **_: Any) -> None:
     """Let aiohttp write a large request piece by piece: as bytes it would do it in one step of the event loop."""
-    if isinstance(request.body, bytes) and len(request.body) > PIECE:
-        request.body = io.BytesIO(request.body)
+    body = request.body
+    if isinstance(body, bytes) and len(body) > PIECE:
+        request.body = _Body(body)
+    elif isinstance(body, io.BytesIO):  # what the SDK makes of an object's bytes, which `getvalue` does not copy
+        request.body = _Body(body.getvalue())
+
+
+def _by_path(builtins: dict[str, Any], **_: Any) -> None:
+    """Name the bucket in the path at an endpoint that is not Amazon's, where `bucket.HOST` is rarely a host."""
+    host = urlsplit(builtins.get("SDK::Endpoint") or "").hostname
+    if host and not host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
+        builtins["AWS::S3::ForcePathStyle"] = True

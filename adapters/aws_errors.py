@@ -1,4 +1,4 @@
-"""What AWS answers besides success, in the terms of `rejoinder.adapters.errors`: one table for SQS and SNS.
+"""What AWS answers besides success, in the terms of `rejoinder.adapters.errors`: one table for SQS, SNS and S3.
 
 SQS speaks JSON and SNS the older query protocol, and their codes differ in prefix, suffix and case
 (`AWS.SimpleQueueService.NonExistentQueue`, `KMSThrottlingException`, `KmsThrottled`): `_plain` takes that away first.
@@ -14,7 +14,9 @@ from botocore.exceptions import (
     ConfigParseError,
     CredentialRetrievalError,
     EndpointProviderError,
+    FlexibleChecksumError,
     HTTPClientError,
+    IncompleteReadError,
     InvalidRegionError,
     MetadataRetrievalError,
     NoCredentialsError,
@@ -39,14 +41,19 @@ CODES: Final[dict[type[AdapterError], str]] = {
         InvalidAccessKeyId InvalidClientTokenId InvalidSecurity InvalidSignature MissingAuthenticationToken
         NotAuthorized OptInRequired SignatureDoesNotMatch UnauthorizedOperation
         UnrecognizedClient KmsAccessDenied KmsDisabled KmsInvalidKeyUsage KmsInvalidState KmsNotFound
-        KmsOptInRequired""",
-    NotFound: "InvalidAddress NonExistentQueue NotFound QueueDoesNotExist ResourceNotFound TopicNotFound",
-    TooLarge: "BatchRequestTooLong RequestEntityTooLarge",
+        KmsOptInRequired InvalidObjectState KMS.Disabled KMS.InvalidKeyUsage KMS.InvalidState KMS.KMSInvalidState
+        KMS.NotFound AuthorizationHeaderMalformed PermanentRedirect""",
+    NotFound: """
+        InvalidAddress NonExistentQueue NotFound QueueDoesNotExist ResourceNotFound TopicNotFound NoSuchBucket
+        NoSuchKey""",
+    TooLarge: "BatchRequestTooLong RequestEntityTooLarge EntityTooLarge",
     Transient: """
         BandwidthLimitExceeded ConcurrentAccess InternalError InternalFailure InternalServerError InternalService
         KmsThrottled KmsThrottling LimitExceeded OverLimit PriorRequestNotComplete QueueDeletedRecently
         RequestExpired RequestLimitExceeded RequestThrottled RequestTimeout RequestTimeTooSkewed ServiceUnavailable
-        SlowDown Throttled Throttling TooManyRequests TransactionInProgress Unavailable""",
+        SlowDown Throttled Throttling TooManyRequests TransactionInProgress Unavailable BadDigest
+        ConditionalRequestConflict IncompleteBody InvalidPart NoSuchUpload OperationAborted XAmzContentChecksumMismatch
+        XAmzContentSHA256Mismatch""",
 }
 """The vendor's codes in short, each under what it means here."""
 
@@ -68,7 +75,18 @@ _SDK: Final[tuple[tuple[tuple[type[Exception], ...], type[AdapterError]], ...]] 
         ),
         Denied,
     ),
-    ((HTTPConnectionError, HTTPClientError, aiohttp.ClientError, OSError, ResponseParserError), Transient),
+    (
+        (
+            HTTPConnectionError,
+            HTTPClientError,
+            aiohttp.ClientError,
+            OSError,
+            ResponseParserError,
+            IncompleteReadError,
+            FlexibleChecksumError,
+        ),
+        Transient,
+    ),
     ((BotoCoreError,), AdapterError),
 )
 
@@ -99,7 +117,7 @@ def from_exception(exc: Exception, permission: str, resource: str, *, renewed: b
         code, text, what = str(error.get("Code", "")), str(error.get("Message", "")), f"{permission} on {resource}"
         if renewed and _plain(code) == _EXPIRED:
             return Transient(_line(what, code, text, Transient))
-        return _from_code(code, text, what, status=exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        return _from_code(code, text, what, status=status_of(exc))
     kind = next((kind for classes, kind in _SDK if isinstance(exc, classes)), Transient)
     return kind(_line(f"{permission} on {resource}", type(exc).__name__, str(exc), kind))
 
@@ -131,6 +149,18 @@ def is_forbidden(exc: Denied) -> bool:
     cause = exc.__cause__
     code = cause.response.get("Error", {}).get("Code", "") if isinstance(cause, ClientError) else ""
     return _plain(str(code)) in {_plain("AccessDenied"), _plain("AuthorizationError")}
+
+
+def status_of(exc: ClientError) -> int:
+    """Return the HTTP status of an answer that is no success."""
+    return exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+
+
+def is_lost_race(exc: Transient) -> bool:
+    """Whether another write of the same object came between: at once, or by aborting this one's upload."""
+    cause = exc.__cause__
+    code = cause.response.get("Error", {}).get("Code") if isinstance(cause, ClientError) else None
+    return code in {"ConditionalRequestConflict", "InvalidPart", "NoSuchUpload"}
 
 
 def not_in_flight(entry: object) -> bool:

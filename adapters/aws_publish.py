@@ -36,7 +36,10 @@ def entry(index: int, outgoing: Outgoing, *, body_field: str, fifo: bool) -> Ent
     Raises:
         ValueError: SQS and SNS cannot carry it; names what.
     """
-    body, coded = aws_wire.encode_body(outgoing.body)
+    if outgoing.stored_at is None:
+        body, coded = aws_wire.encode_body(outgoing.body)
+    else:
+        body, coded = aws_wire.encode_pointer(outgoing), False
     attributes = aws_wire.encode_attributes(outgoing, coded=coded)
     request: dict[str, Any] = {body_field: body}
     if attributes:

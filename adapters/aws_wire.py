@@ -1,8 +1,9 @@
 """Bytes on SQS and SNS: how a body becomes text and back, attributes, and transports' envelopes.
 
 A body goes as it is where it is text that SQS takes, else as base64 with the attribute `base64encoded`, as Go CDK does
-(`pubsub/awssnssqs`). On the way in, SNS's envelope is taken off and the Extended Client's pointer is told: exactly
-these two, and a body that begins otherwise is not looked into.
+(`pubsub/awssnssqs`). What is stored elsewhere goes as the pointer of Amazon's Extended Client Library. On the way in,
+SNS's envelope is taken off and such a pointer is told: exactly these two, and a body that begins otherwise is not
+looked into.
 """
 
 import base64
@@ -15,6 +16,10 @@ from typing import Any, Final
 from rejoinder.adapters.driver import Message, Outgoing
 
 BASE64: Final = "base64encoded"
+STORED_SIZE: Final = "ExtendedPayloadSize"
+"""The attribute, a Number, by which the Extended Client knows its pointers."""
+STORED_SIZES: Final = (STORED_SIZE, "SQSLargePayloadSize")
+"""The same, and what it was called before. With a message that is no pointer, the library's readers would fail."""
 EMPTY: Final = "\n"
 """An empty body in base64: SQS takes no empty text, and decoders of base64 pass over line ends."""
 MAX_ATTRIBUTES: Final = 10
@@ -30,9 +35,11 @@ _NAME: Final = re.compile(
 )
 _VALUE: Final = re.compile("[\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")
 _GROUP: Final = re.compile("[\x21-\x7e]{1,128}")
+_POINTER_CLASS: Final = "software.amazon.payloadoffloading.PayloadS3Pointer"
 _POINTER: Final = re.compile(
-    r'\[\s*"(?:software\.amazon\.payloadoffloading\.PayloadS3Pointer|com\.amazon\.sqs\.javamessaging\.MessageS3Pointer)"'
+    rf'\[\s*"(?:{re.escape(_POINTER_CLASS)}|com\.amazon\.sqs\.javamessaging\.MessageS3Pointer)"'
 )
+_OBJECT: Final = re.compile(r"s3://([^/]+)/(.+)", re.DOTALL)
 _TRACE: Final = re.compile("1-([0-9a-f]{8})-([0-9a-f]{24})")
 _PARENT: Final = re.compile("[0-9a-f]{16}")
 
@@ -47,6 +54,20 @@ def encode_body(body: bytes) -> tuple[str, bool]:
     return base64.b64encode(body).decode() or EMPTY, True
 
 
+def encode_pointer(outgoing: Outgoing) -> str:
+    """Return the text to send for `outgoing`, whose body is at `stored_at`: the Extended Client's pointer.
+
+    Raises:
+        ValueError: it has a body too, or what is there is no object on S3.
+    """
+    found = _OBJECT.fullmatch(outgoing.stored_at or "")
+    if found is None or outgoing.stored_size < 0:
+        raise ValueError(f"stored_at {outgoing.stored_at!r}: SQS carries pointers to s3://bucket/key only")
+    if outgoing.body:
+        raise ValueError("a message has a body or stored_at, not both")
+    return json.dumps([_POINTER_CLASS, {"s3BucketName": found[1], "s3Key": found[2]}], separators=(",", ":"))
+
+
 def encode_attributes(outgoing: Outgoing, *, coded: bool) -> dict[str, dict[str, str]]:
     """Return the attributes to send with `outgoing`, whose body is base64 if `coded`.
 
@@ -55,13 +76,15 @@ def encode_attributes(outgoing: Outgoing, *, coded: bool) -> dict[str, dict[str,
     """
     attributes: dict[str, dict[str, str]] = {}
     for name, value in outgoing.attributes.items():
-        if name == BASE64 or not _NAME.fullmatch(name):
+        if name == BASE64 or name in STORED_SIZES or not _NAME.fullmatch(name):
             raise ValueError(f"attribute {name!r}: SQS and SNS cannot carry this name, or mean something else by it")
         if not _VALUE.fullmatch(value):
             raise ValueError(f"attribute {name!r}: its value is empty or has characters that SQS and SNS cannot carry")
         attributes[name] = {"DataType": "String", "StringValue": value}
     if coded:
         attributes[BASE64] = {"DataType": "String", "StringValue": "true"}
+    if outgoing.stored_at is not None:
+        attributes[STORED_SIZE] = {"DataType": "Number", "StringValue": str(outgoing.stored_size)}
     if len(attributes) > MAX_ATTRIBUTES:
         raise ValueError(f"{len(attributes)} attributes, {MAX_ATTRIBUTES} are the most that SQS takes with a message")
     return attributes
@@ -93,7 +116,12 @@ def decode(raw: Mapping[str, Any], lease: object) -> Message:
         text, message_id = envelope["Message"], envelope["MessageId"]
         attributes = _enveloped(envelope.get("MessageAttributes"))
     stored_at = _pointed(text) if text.startswith("[") else None
-    body = b"" if stored_at else _body(text, coded=attributes.pop(BASE64, None) is not None)
+    if stored_at:
+        body = b""
+        for name in STORED_SIZES:
+            attributes.pop(name, None)
+    else:
+        body = _body(text, coded=attributes.pop(BASE64, None) is not None)
     if "traceparent" not in attributes and (traceparent := _traceparent(system.get("AWSTraceHeader"))):
         attributes["traceparent"] = traceparent
     attempt, sent = system.get("ApproximateReceiveCount"), system.get("SentTimestamp")

@@ -47,6 +47,15 @@ class Outgoing:
     message group (on a standard queue, the tenant of fair queues). 1 to 128 printable ASCII characters."""
     deduplication_id: str | None = None
     """Another message with the same one is the same message. Brokers that know no such thing deliver both."""
+    stored_at: str | None = None
+    """Where the body is, such as `s3://bucket/key`, if the message is only a pointer to it, as `Message.stored_at`:
+    `body` is empty then. Only SQS carries such a pointer; `publish` of every other broker raises ValueError."""
+    stored_size: int = 0
+    """How many bytes are stored there."""
+
+
+NO_POINTERS = "only awssqs:// carries a message whose body is stored elsewhere (stored_at)"
+"""The ValueError of every other broker's `publish`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rejoinder.adapters.driver import Outgoing
+from rejoinder.adapters.driver import NO_POINTERS, Outgoing
 from rejoinder.adapters.errors import BadURL, LeaseLost, TooLarge
 from rejoinder.adapters.urls import integer, number
 
@@ -54,7 +54,13 @@ class Options:
 
 
 def too_large(outgoing: Outgoing) -> TooLarge | None:
-    """Return the outcome of publishing `outgoing` where its body is over `MAX_BODY`, else None."""
+    """Return the outcome of publishing `outgoing` where its body is over `MAX_BODY`, else None.
+
+    Raises:
+        ValueError: it is a pointer.
+    """
+    if outgoing.stored_at is not None:
+        raise ValueError(NO_POINTERS)
     size = len(outgoing.body)
     return TooLarge(f"the body has {size} bytes, over the {MAX_BODY} of this broker") if size > MAX_BODY else None
 

@@ -244,8 +244,11 @@ class MemoryTopic:
     async def publish(self, batch: Sequence[Outgoing]) -> list[str | AdapterError]:
         """See `rejoinder.adapters.driver.Topic.publish`."""
         now = time.time()
+        refused = [too_large(outgoing) for outgoing in batch]
         with _lock:
-            outcomes: list[str | AdapterError] = [too_large(outgoing) or self._add(outgoing, now) for outgoing in batch]
+            outcomes: list[str | AdapterError] = [
+                refusal or self._add(outgoing, now) for outgoing, refusal in zip(batch, refused, strict=True)
+            ]
             self._queue.wake()
         return outcomes
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from rejoinder.adapters.driver import Outgoing
+from rejoinder.adapters.driver import NO_POINTERS, Outgoing
 from rejoinder.adapters.errors import AdapterError, Denied, Refused, TooLarge, Transient
 from rejoinder.adapters.pubsub_wire import (
     CALL_SECONDS,
@@ -136,6 +136,8 @@ class _Sending:
 
 def _message(outgoing: Outgoing) -> Any:
     """Make the protobuf message. Raises ValueError for what Pub/Sub cannot carry."""
+    if outgoing.stored_at is not None:
+        raise ValueError(NO_POINTERS)
     for name, value in outgoing.attributes.items():
         if name not in _SEEN_NAMES:
             if not 0 < len(name.encode()) <= 256 or name.startswith("goog"):

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from rejoinder.adapters import aws_errors, aws_publish
 from rejoinder.adapters.aws import POOL, Connections, Traffic, Vendor
-from rejoinder.adapters.driver import Outgoing, Subscription
+from rejoinder.adapters.driver import NO_POINTERS, Outgoing, Subscription
 from rejoinder.adapters.errors import AdapterError, BadURL, Denied
 from rejoinder.adapters.urls import split
 
@@ -42,6 +42,8 @@ class SNSTopic:
 
     async def publish(self, batch: Sequence[Outgoing]) -> list[str | AdapterError]:
         """See `rejoinder.adapters.driver.Topic.publish`; of `max_body`, what `SQSTopic.publish` says."""
+        if any(outgoing.stored_at is not None for outgoing in batch):
+            raise ValueError(NO_POINTERS)
         entries = [
             aws_publish.entry(place, outgoing, body_field="Message", fifo=self._fifo)
             for place, outgoing in enumerate(batch)

@@ -8,7 +8,7 @@ from typing import Protocol, cast
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from rejoinder.adapters.checkup import Checkup, CheckupModule
-from rejoinder.adapters.driver import Subscription, Topic
+from rejoinder.adapters.driver import BlobStore, Subscription, Topic
 from rejoinder.adapters.errors import BadURL
 
 # scheme -> its module (an `AdapterModule`), and the extra of this distribution that brings its SDK
@@ -19,6 +19,13 @@ ADAPTERS: Mapping[str, tuple[str, str | None]] = {
     "memory": ("rejoinder.adapters.memory", None),
     "sqlite": ("rejoinder.adapters.sqlite", None),
 }
+STORES: Mapping[str, tuple[str, str | None]] = {
+    "file": ("rejoinder.adapters.file_store", None),
+    "gs": ("rejoinder.adapters.gcs_store", "gcp"),
+    "memory": ("rejoinder.adapters.memory_store", None),
+    "s3": ("rejoinder.adapters.s3_store", "aws"),
+}
+"""The same for stores, whose modules are `StoreModule`s."""
 
 
 class AdapterModule(Protocol):
@@ -31,20 +38,27 @@ class AdapterModule(Protocol):
         """Open the queue or topic that `url` names."""
 
 
+class StoreModule(Protocol):
+    """What a store's module offers to this one."""
+
+    def open_blobs(self, url: str, /) -> AbstractAsyncContextManager[BlobStore]:
+        """Open the store that `url` names."""
+
+
 def _adapter(url: str) -> AdapterModule:
-    return cast("AdapterModule", _module(url))
+    return cast("AdapterModule", _module(url, ADAPTERS))
 
 
 def _checkup(url: str) -> CheckupModule:
-    return cast("CheckupModule", _module(url, "_checkup"))
+    return cast("CheckupModule", _module(url, ADAPTERS, "_checkup"))
 
 
-def _module(url: str, suffix: str = "") -> ModuleType:
+def _module(url: str, modules: Mapping[str, tuple[str, str | None]], suffix: str = "") -> ModuleType:
     scheme, sep, _ = url.partition("://")
-    if not sep or scheme not in ADAPTERS:
-        known = ", ".join(f"{name}://" for name in ADAPTERS)
+    if not sep or scheme not in modules:
+        known = ", ".join(f"{name}://" for name in modules)
         raise BadURL(f"cannot open {url!r}: unknown scheme {scheme!r}; known are {known}")
-    module, extra = ADAPTERS[scheme]
+    module, extra = modules[scheme]
     try:
         return import_module(module + suffix)
     except ModuleNotFoundError as exc:
@@ -70,6 +84,18 @@ async def open_topic(url: str) -> AsyncIterator[Topic]:
     """Open the queue or topic that `url` names, and close it on exit. Raises as `open_subscription` does."""
     async with _adapter(url).open_topic(url) as topic:
         yield topic
+
+
+@asynccontextmanager
+async def open_blobs(url: str) -> AsyncIterator[BlobStore]:
+    """Open the store that `url` names, and close it on exit. Whether it is there, its first use shows.
+
+    Raises:
+        BadURL: as `open_subscription`.
+        Denied, Transient: the credentials cannot be found or read.
+    """
+    async with cast("StoreModule", _module(url, STORES)).open_blobs(url) as store:
+        yield store
 
 
 async def check_subscription(url: str) -> Checkup:

@@ -1,5 +1,6 @@
 """`rejoinder config`: each setting, its value and where it comes from."""
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,6 +44,8 @@ def _show(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return json.dumps(value)
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

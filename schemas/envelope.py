@@ -4,8 +4,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+)
 
+from rejoinder.schemas.output_names import check_extension, check_filename
 from rejoinder.schemas.problems import first_problem
 from rejoinder.schemas.wire import WireError, read_object, safe_text, write_json
 
@@ -38,8 +48,12 @@ class Options(BaseModel):
     content_type: Header | None = None
     accept: Header | None = None
     custom_attributes: Header | None = None
-    output_path_extension: str | None = Field(default=None, max_length=512)
-    filename: str | None = Field(default=None, max_length=32)
+    output_path_extension: (
+        Annotated[str, Field(min_length=1, max_length=512), AfterValidator(check_extension)] | None
+    ) = Field(default=None, description="Parts of a path, put between the output path and the result's name.")
+    filename: Annotated[str, Field(min_length=1, max_length=32), AfterValidator(check_filename)] | None = Field(
+        default=None, description="The result's name, in a folder of its own; at most one dot."
+    )
     stream: Literal[False] | None = Field(default=None, description="Only false: streaming is not supported yet.")
     deadline: Annotated[AwareDatetime, BeforeValidator(_parse_deadline, json_schema_input_type=str)] | None = Field(
         default=None, description="RFC 3339; a request not started by then is answered 408."
@@ -136,11 +150,41 @@ def _is_plain(values: dict[str, Any]) -> bool:
     )
 
 
-def write_response(status_code: int, metadata: str | None, body: Any) -> bytes:
+def write_response(
+    status_code: int,
+    metadata: str | None,
+    body: Any,
+    *,
+    output_location: str | None = None,
+    failure_location: str | None = None,
+) -> bytes:
     """Write a response's bytes around the metadata's own text.
+
+    Args:
+        status_code: See `Response`, as for the others.
+        metadata: The text of the request's metadata; None where it could not be read.
+        body: A JSON value.
+        output_location: Where the result is stored; `body` is None then.
+        failure_location: Where the failure is stored.
 
     Raises:
         ValueError, TypeError: `body` is not JSON.
     """
+    if output_location is not None or failure_location is not None:
+        return wrap_response(status_code, metadata, write_json(body), output_location, failure_location)
     own = "null" if metadata is None else safe_text(metadata)
     return f'{{"status_code":{status_code},"metadata":{own},"body":{write_json(body)}}}'.encode()
+
+
+def wrap_response(
+    status_code: int,
+    metadata: str | None,
+    body: str,
+    output_location: str | None = None,
+    failure_location: str | None = None,
+) -> bytes:
+    """As `write_response`, of a body that `write_json` has already written."""
+    own = "null" if metadata is None else safe_text(metadata)
+    places = {"output_location": output_location, "failure_location": failure_location}
+    more = "".join(f',"{name}":{write_json(place)}' for name, place in places.items() if place is not None)
+    return f'{{"status_code":{status_code},"metadata":{own},"body":{body}{more}}}'.encode()

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from rejoinder.worker.engines.transformers.settings import Attention, Compile, contradiction
 from rejoinder.worker.engines.vllm_settings import not_twice
+from rejoinder.worker.store_settings import store_problem
 
 ENV_PREFIX = "REJOINDER_"
 CONFIG_FILE = "rejoinder.toml"
@@ -106,6 +107,49 @@ class Settings(BaseModel):
     )
     grace_seconds: float = Field(
         default=30.0, ge=0, description="After SIGTERM, how long running requests may take to finish."
+    )
+
+    blobs: str | None = Field(
+        default=None, description="URL of a store for large results: s3://, gs:// or file://, with a prefix."
+    )
+    output_path: str | None = Field(default=None, description="Where results are stored. Default: outputs/ in blobs.")
+    failure_path: str | None = Field(
+        default=None, description="Where answered failures are stored. Default: failures/ in blobs."
+    )
+    max_inline_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="A larger response has its result stored. Default, and bound: what the response topic carries.",
+    )
+    ledger: str | None = Field(
+        default=None, description="URL of a store that keeps each response, so that no request is run twice."
+    )
+    allow_input: Names = Field(
+        default=[],
+        description="URL prefixes that inputs may be read from, repeatable or comma-separated. Always: blobs.",
+    )
+    max_input_bytes: int = Field(
+        default=64 << 20, ge=1, description="A larger input that is one document is answered 413."
+    )
+    s3_event_path: str | None = Field(
+        default=None, pattern=r"^/\S*$", description="The path of requests made of S3 event notifications."
+    )
+    s3_event_metadata: JsonObject = Field(
+        default={"bucket": "{bucket}", "key": "{key}"},
+        description="Their metadata: JSON, or @FILE. Also size, etag, version_id, sequencer, event_name, event_time.",
+    )
+    extended_client: bool = Field(
+        default=False, description="Too large responses go to blobs, and to SQS as the Extended Client's pointers."
+    )
+    success_topic: str | None = Field(default=None, description="URL of a topic for SageMaker's notices of success.")
+    error_topic: str | None = Field(default=None, description="The same for notices of failure and of expiry.")
+    include_inference_response: bool = Field(
+        default=False, description="Such notices have the response in them, where it is not above 128 KB."
+    )
+    endpoint_name: str = Field(
+        default="rejoinder",
+        pattern=r"^[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}$",
+        description="The name of the endpoint in such notices.",
     )
 
     engine_process: bool = Field(default=True, description="Run the model in a process of its own.")
@@ -220,6 +264,12 @@ class Settings(BaseModel):
             for name in ("device", "engine_processes"):
                 if name in self.model_fields_set:
                     raise ValueError(f"devices and {name} exclude each other: devices has one process on each")
+        return self
+
+    @model_validator(mode="after")
+    def _stores_have_their_use(self) -> "Settings":
+        if problem := store_problem(self):
+            raise ValueError(problem)
         return self
 
     @property

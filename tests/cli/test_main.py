@@ -121,3 +121,10 @@ def test_a_full_disk_under_the_index_is_one_line() -> None:
     assert str(failure) == (
         "the temporary index cannot be kept: database or disk is full (TMPDIR names another directory for it)"
     )
+
+
+def test_a_list_is_a_repeated_option_or_a_comma_separated_one(tmp_path):
+    flags = ("--allow-input", "s3://a/x", "--allow-input", "gs://b,file:///c")
+    done = rejoinder("config", *flags, "--requests", "memory://a", "--responses", "memory://b", cwd=tmp_path)
+    assert b"allow_input\ts3://a/x,gs://b,file:///c\tflag\n" in done.stdout
+    assert b"served_model_name\t\tdefault\n" in done.stdout

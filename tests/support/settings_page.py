@@ -1,5 +1,6 @@
 """docs/settings.md, made from the settings themselves: run this file to write it."""
 
+import json
 from pathlib import Path
 from typing import get_args
 
@@ -24,7 +25,8 @@ def page() -> str:
     rows = []
     for name, field in Settings.model_fields.items():
         default = "required" if field.is_required() else field.default
-        shown = "" if default in (None, []) else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+        text = json.dumps(default) if isinstance(default, bool | dict) else default
+        shown = "" if default in (None, []) else f"`{text}`"
         choices = [member for member in get_args(field.annotation) if isinstance(member, str)]
         text = field.description or ""
         if choices:
