@@ -36,6 +36,7 @@ SETTLE_BYTES = 500_000
 CONSUME = "roles/pubsub.subscriber (pubsub.subscriptions.consume)"
 READ = "roles/pubsub.viewer on the subscription (pubsub.subscriptions.get)"
 TRACE, GOOGLE_TRACE = "traceparent", "googclient_traceparent"
+NO_ATTRIBUTES: Mapping[str, str] = MappingProxyType({})
 
 
 class PubSubSubscription:
@@ -129,14 +130,11 @@ class PubSubSubscription:
 
     def _message(self, received: Any) -> Message:
         message = received.message
-        attributes = dict(message.attributes)
-        if GOOGLE_TRACE in attributes and TRACE not in attributes:
-            attributes[TRACE] = attributes[GOOGLE_TRACE]
         published = message.publish_time
         return Message(
             message.message_id,
             message.data,
-            MappingProxyType(attributes),
+            _attributes(message.attributes),
             received.delivery_attempt or None,
             published.seconds + published.nanos / 1e9,
             received.ack_id,
@@ -196,6 +194,15 @@ class PubSubSubscription:
     async def close(self) -> None:
         """Hand back what pulls that nobody waits for still bring."""
         await self._pulls.close()
+
+
+def _attributes(given: Mapping[str, str]) -> Mapping[str, str]:
+    if not given:
+        return NO_ATTRIBUTES
+    attributes = dict(given)
+    if GOOGLE_TRACE in attributes and TRACE not in attributes:
+        attributes[TRACE] = attributes[GOOGLE_TRACE]
+    return MappingProxyType(attributes)
 
 
 def _parts(messages: Sequence[Message]) -> list[Sequence[Message]]:

@@ -33,6 +33,9 @@ CONCURRENCY = 16
 PUBLISH_PERMISSION = "roles/pubsub.publisher on the topic (pubsub.topics.publish)"
 READ_PERMISSION = "roles/pubsub.viewer on the topic (pubsub.topics.get)"
 
+_SEEN_NAMES: set[str] = set()
+"""Attribute names found to be good: there are few, and they come with every message."""
+
 
 class PubSubTopic:
     """A topic. It must be reached through one regional endpoint if ordering keys are to keep order between senders."""
@@ -136,16 +139,24 @@ def _message(outgoing: Outgoing) -> Any:
     if outgoing.stored_at is not None:
         raise ValueError(NO_POINTERS)
     for name, value in outgoing.attributes.items():
-        if not 0 < len(name.encode()) <= 256 or name.startswith("goog"):
-            raise ValueError(f"attribute name {name!r} must have 1 to 256 bytes and not start with 'goog'")
-        if len(value.encode()) > 1024:
+        if name not in _SEEN_NAMES:
+            if not 0 < len(name.encode()) <= 256 or name.startswith("goog"):
+                raise ValueError(f"attribute name {name!r} must have 1 to 256 bytes and not start with 'goog'")
+            if len(_SEEN_NAMES) < 1000:
+                _SEEN_NAMES.add(name)
+        if len(value) > 256 and len(value.encode()) > 1024:  # a character has 4 bytes at most
             raise ValueError(f"the value of attribute {name!r} has {len(value.encode())} bytes; Pub/Sub takes 1024")
     if not outgoing.body and not outgoing.attributes:
         raise ValueError("Pub/Sub carries no message that has neither a body nor attributes")
-    key = outgoing.ordering_key or ""
-    if len(key.encode()) > 1024:
-        raise ValueError(f"the ordering key has {len(key.encode())} bytes; Pub/Sub takes 1024")
-    return PubsubMessage(data=outgoing.body, attributes=outgoing.attributes, ordering_key=key)
+    message = PubsubMessage(data=outgoing.body)
+    attributes = message.attributes
+    for name, value in outgoing.attributes.items():  # the constructor takes four times as long for them
+        attributes[name] = value
+    if outgoing.ordering_key:
+        if len(outgoing.ordering_key.encode()) > 1024:
+            raise ValueError(f"the ordering key has {len(outgoing.ordering_key.encode())} bytes; Pub/Sub takes 1024")
+        message.ordering_key = outgoing.ordering_key
+    return message
 
 
 def _parts(messages: Sequence[Any], numbers: Sequence[int]) -> list[list[int]]:

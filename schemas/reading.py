@@ -84,6 +84,32 @@ def _scanners(pairs_hook: Callable[[list[tuple[str, Any]]], dict[str, Any]]) -> 
 _UNIQUE_SCANNERS = _scanners(_unique)
 
 
+# Integers by CPython's own hand: it refuses those of too many digits too, and reads all others faster.
+_PLAIN_SCAN: Scan = json.JSONDecoder(  # type: ignore[attr-defined]
+    object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite
+).scan_once
+# What stands between the key and its value.
+_COLON = re.compile(r"[ \t\n\r]*:[ \t\n\r]*")
+
+
+def read_plain(text: str) -> tuple[dict[str, Any], str] | None:
+    """Read a request as nearly all are in one scan: its top-level values, and the text of its metadata.
+
+    None for any other, whatever is wrong or unusual with it: `Document` reads those. That `"metadata"` stands but once
+    tells where the value of the key is, unless the key itself is written with escapes.
+    """
+    if text.count('"metadata"') != 1 or "\\u006" in text or "\\u007" in text or text[0] != "{":
+        return None
+    try:
+        values, end = _PLAIN_SCAN(text, 0)
+        if end != len(text) or not isinstance(values.get("metadata"), dict):
+            return None
+        start = _COLON.match(text, text.index('"metadata"') + 10).end()  # type: ignore[union-attr]  # a colon follows
+        return values, text[start : _PLAIN_SCAN(text, start)[1]]
+    except (ValueError, StopIteration, RecursionError, _DuplicateError):
+        return None
+
+
 def too_deep(text: str) -> bool:
     """Whether brackets nest past the limit. Which kind of bracket it is, is the parser's business."""
     if text.count("[") + text.count("{") <= MAX_NESTING:

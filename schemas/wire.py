@@ -2,9 +2,11 @@
 
 import json
 import re
+from collections.abc import Callable
+from json.encoder import c_make_encoder, encode_basestring  # type: ignore[attr-defined]  # stable since 3.0
 from typing import Any
 
-from rejoinder.schemas.reading import MAX_NESTING, Document, UnusableError, too_deep
+from rejoinder.schemas.reading import MAX_NESTING, Document, UnusableError, read_plain, too_deep
 
 # What XML 1.0 cannot carry (so SQS and SNS refuse) and JSON does not have to escape.
 _UNSAFE = re.compile("[\ufffe\uffff]")
@@ -36,6 +38,8 @@ def read_object(data: bytes) -> tuple[dict[str, Any], str | None]:
     if too_deep(text):
         message = f"the request nests deeper than {MAX_NESTING} levels, or its brackets do not match: not usable JSON"
         raise WireError(message, metadata=_peek(text))
+    if (plain := read_plain(text)) is not None:
+        return plain
     document = Document(text)
     try:
         document.read()
@@ -76,6 +80,11 @@ def _place(text: str, exc: StopIteration | IndexError) -> str:
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+# The encoder that `_ENCODER.encode` makes anew for each value, which takes longer than writing a small one. It has no
+# memory of what it is in: a value that contains itself ends in a RecursionError.
+_write: Callable[[Any, int], tuple[str, ...]] = c_make_encoder(
+    None, _ENCODER.default, encode_basestring, None, ":", ",", False, False, False
+)
 _ASCII_ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
@@ -91,7 +100,7 @@ def write_json(value: Any) -> str:
         TypeError: a value that is not JSON.
     """
     try:
-        text = _ENCODER.encode(value)
+        text = "".join(_write(value, 0))
     except RecursionError as exc:
         raise ValueError("the value nests too deeply to be written as JSON") from exc
     if text.isascii():

@@ -9,7 +9,7 @@ import pytest
 for folder in ("tests/support", "tests/engines", "localstack", "benchmarks/soak"):
     sys.path.insert(0, str(Path(__file__).parents[1] / folder))
 
-pytest_plugins = ["aws_stand_in", "cloud"]
+pytest_plugins = ["aws_stand_in", "cloud", "gcs_service", "s3_gate"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -44,7 +44,12 @@ class Gatherer(Generic[Item]):
         pending = self._pending
         try:
             while pending:
-                await self._flush([pending.popleft() for _ in range(min(len(pending), self._max_items))])
+                if len(pending) <= self._max_items:
+                    batch = list(pending)
+                    pending.clear()
+                else:
+                    batch = [pending.popleft() for _ in range(self._max_items)]
+                await self._flush(batch)
         finally:
             self._draining -= 1  # in the same step that found nothing pending
 

@@ -7,25 +7,25 @@ wait for.
 
 import asyncio
 import math
-import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import structlog
 
 from rejoinder.adapters import AdapterError, Message, Subscription
-from rejoinder.worker.errors import EngineGone, TimedOut
-from rejoinder.worker.handler import Answer, Handler, exhausted, refusal
+from rejoinder.worker.accepting import Acceptor
+from rejoinder.worker.errors import EngineGone
+from rejoinder.worker.handler import Answer, Handler
 from rejoinder.worker.held import Counts, Held, Stage
 from rejoinder.worker.lease import LeaseKeeper
 from rejoinder.worker.logs import places
 from rejoinder.worker.notices import Notices
 from rejoinder.worker.ordering import Turns
 from rejoinder.worker.outputs import Outputs
-from rejoinder.worker.pace import Pace, Waits
 from rejoinder.worker.receiver import Receiver
 from rejoinder.worker.reply import Replier
 from rejoinder.worker.retry import RetryPolicy
+from rejoinder.worker.running import Runner
 from rejoinder.worker.settlement import Settlement
 from rejoinder.worker.slots import Slots
 
@@ -51,7 +51,8 @@ class Consumer:
 
     Args:
         subscription: Where messages come from.
-        handler: Turns a message into an answer.
+        handler: Runs requests.
+        acceptor: Turns a message into what it asks for.
         replier: Makes answers durable.
         slots: The engine's capacity.
         policy: When failed requests come back.
@@ -66,6 +67,7 @@ class Consumer:
         self,
         subscription: Subscription,
         handler: Handler,
+        acceptor: Acceptor,
         replier: Replier,
         slots: Slots,
         *,
@@ -76,12 +78,10 @@ class Consumer:
         notices: Notices | None = None,
     ) -> None:
         self._subscription = subscription
-        self._handler = handler
         self._slots = slots
-        self._outputs = outputs
-        self._policy = policy
         self._prefetch = prefetch
         self._max_hold = min(max_hold, HOLD_SHARE * subscription.max_hold_seconds)
+        self._runner = Runner(handler, acceptor, slots, policy, outputs=outputs, max_hold=self._max_hold)
         # What waits for its answer to be published is held longer than what waits to be run: a third more.
         self._keeper = LeaseKeeper(subscription, max_hold * 4 / 3)
         self._held: dict[Held, None] = {}  # in the order of receipt
@@ -90,12 +90,10 @@ class Consumer:
         self._settling = 0
         self._held_bytes = 0
         self._stopping = False
-        self._pace = Pace()
-        self._receiver = Receiver(subscription, self._room, self._take, self._pace)
+        self._receiver = Receiver(subscription, self._room, self._take, self._runner.pace)
         # Kept, here and below: until Python 3.12, looking the running loop up is a call of the system each time.
         self._loop = asyncio.get_running_loop()
         self._clock = self._loop.time
-        self._waits = Waits(self._clock())
         self._fatal: BaseException | None = None
         self._handing_back: set[asyncio.Task[None]] = set()
         self.counts = Counts()
@@ -114,7 +112,7 @@ class Consumer:
     @property
     def engine_waited_seconds(self) -> float:
         """Time in which the engine had no request although one was waiting, here or at the broker."""
-        return self._waits.seconds
+        return self._runner.waits.seconds
 
     # ------------------------------------------------------------------ receiving
 
@@ -187,16 +185,16 @@ class Consumer:
 
     def _room(self) -> int:
         """How many messages may be received now."""
-        held_bytes = self._held_bytes if self._outputs is None else self._held_bytes + self._outputs.bytes
-        if self._settling >= MAX_SETTLING or held_bytes >= MAX_HELD_BYTES:
+        held_bytes = self._held_bytes + self._runner.held_bytes
+        if self._settling >= MAX_SETTLING or held_bytes >= MAX_HELD_BYTES or self._runner.jobs_wait:
             return 0
         capacity = self._slots.capacity
         if capacity < 1:
             return 0  # no engine: what would be received could only wait
         prefetch = self._prefetch
         if prefetch is None:
-            burst = min(capacity, math.ceil(self._pace.completed_in_one_receive()))
-            steady = math.ceil(self._pace.steadily_in_one_receive(self._clock()))
+            burst = min(capacity, math.ceil(self._runner.pace.completed_in_one_receive()))
+            steady = math.ceil(self._runner.pace.steadily_in_one_receive(self._clock()))
             prefetch = max(1, burst, steady)
         busy = len(self._held) - self._settling - min(self._turns.blocked, MAX_BLOCKED)
         return capacity + prefetch - busy
@@ -211,12 +209,6 @@ class Consumer:
         self._held_bytes += len(message.body)
         self._turns.enter(held)
         held.task = self._loop.create_task(self._process(held))
-        # Not in the task itself: one that is cancelled before its first step never runs a line.
-        held.task.add_done_callback(lambda _: self._ended(held))
-
-    def _ended(self, held: Held) -> None:
-        if not held.settling:
-            self._forget(held)
 
     def _forget(self, held: Held) -> None:
         if held not in self._held:
@@ -227,6 +219,8 @@ class Consumer:
             self._emptied.set()
         self._settling -= held.stage is Stage.SETTLING
         self._held_bytes -= len(held.message.body)
+        if held.share is not None:
+            held.share.free()
         if behind := self._turns.cut(held):
             # It ended without being settled, as by a lost lease: those behind it must not overtake it.
             for one in behind:
@@ -235,70 +229,45 @@ class Consumer:
         self._receiver.wake()
 
     async def _process(self, held: Held) -> None:
+        held.begun = True
         try:
+            if held.abandoned:  # before it could be cancelled
+                return
             if held.turn is not None:
                 await held.turn
                 if self._stopping:  # it was left waiting, because nobody may run it before the one ahead is settled
                     await self._hand_back([held])
                     return
-            answer = await self._answer(held)
-            if self._outputs is not None and not self._settlement.comes_back(held, answer):
-                answer = await self._kept(self._outputs, held, answer)
+            answer = await self._runner.answer(held)
+            if self._runner.keeps(answer) and not self._settlement.comes_back(held, answer):
+                answer = await self._kept(held, answer)
             if held.abandoned:
                 return
             held.stage = Stage.SETTLING
             self._settling += 1
             self._receiver.wake()
             if self._clock() < held.lease.ends or await self._keeper.confirm(held.lease):
-                self._settlement.settle(held, answer)
                 held.settling = True
+                self._settlement.settle(held, answer)
             else:
                 self._lost(held)
         except Exception as exc:  # noqa: BLE001 - a message whose task ended unseen would be held by nobody
             await self._not_settled(held, exc)
+        finally:
+            if not held.settling:
+                self._forget(held)
 
     async def _not_settled(self, held: Held, exc: Exception) -> None:
         self._fail(exc)
         await self._hand_back([held])
 
-    async def _answer(self, held: Held) -> Answer:
-        message = held.message
-        job = await self._handler.accept(message)
-        if isinstance(job, Answer):
-            return job
-        held.job = job
-        if self._outputs is not None and (known := await self._outputs.recall(message, job)) is not None:
-            return known
-        if self._policy.exhausted(message.attempt):
-            # Earlier deliveries ended with their worker or their lease: running it again could end this one too.
-            return exhausted(2 * self._policy.cap, job.metadata, job.response_id)
-        latest = held.received + self._max_hold
-        if not self._slots.try_acquire():
-            try:
-                async with asyncio.timeout_at(latest):
-                    await self._slots.acquire()
-            except TimeoutError:
-                error = TimedOut(f"held for {self._max_hold:g} s without being started")
-                return refusal(error, job.metadata, job.response_id)
-        now = self._clock()
-        self._waits.started(now, _since(held, now))
-        try:
-            held.stage = Stage.RUNNING
-            answer = await self._handler.run(job, latest, held.waits)
-        finally:
-            self._slots.release()
-            now = self._clock()
-            self._waits.ended(now)
-        self._pace.completed(now)
-        return answer
-
-    async def _kept(self, outputs: Outputs, held: Held, answer: Answer) -> Answer:
+    async def _kept(self, held: Held, answer: Answer) -> Answer:
         """Store what is to be stored. It holds no slot; a lost lease ends it, and so does the end of the grace."""
         held.stage = Stage.RUNNING
         self._settling += 1
         self._receiver.wake()
         try:
-            return await outputs.keep(held.message, answer, held.job)
+            return await self._runner.kept(held, answer)
         finally:
             self._settling -= 1
 
@@ -383,13 +352,4 @@ class Consumer:
         self.counts.handed_back += len(going)
         await self._settlement.let_go(going, 0, limit=limit)
         for held in going:
-            if held.settling:  # nobody else will
-                self._forget(held)
-
-
-def _since(held: Held, now: float) -> float:
-    """Since when, on the loop's clock, a message could have been received. One that came back: since it was."""
-    message = held.message
-    if message.sent_at is None or (message.attempt or 1) > 1:
-        return held.received
-    return min(held.received, now - (time.time() - message.sent_at))
+            self._forget(held)  # what was being settled has nobody else to do it

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from rejoinder.worker.errors import (
     EngineGone,
     Expired,
     Failed,
-    Forbidden,
     Missing,
     RequestError,
     RequestTooLarge,
@@ -28,7 +28,9 @@ from rejoinder.worker.errors import (
     TimedOut,
     Unavailable,
 )
+from rejoinder.worker.limits import Limits
 from rejoinder.worker.logs import places
+from rejoinder.worker.room import Share
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +56,7 @@ class Kept:
     """Where the response itself is stored, if only a pointer to it is published."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: making one would take three times as long
 class Answer:
     """What the sender gets for one request."""
 
@@ -71,6 +73,10 @@ class Answer:
     """Where the result was stored while it was made; `body` is None then."""
     kept: Kept | None = None
     """What is stored of it, where the worker has stores."""
+    also: tuple["Answered", ...] = ()
+    """The answers to further requests of the same message. If any answer of it is retryable, this one is."""
+    silent: bool = False
+    """There is nothing to answer: the message is settled without a response."""
 
     @property
     def retryable(self) -> bool:
@@ -78,7 +84,7 @@ class Answer:
         return isinstance(self.error, RetryableError)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: making one would take three times as long
 class Job:
     """A request that can be started."""
 
@@ -90,9 +96,22 @@ class Job:
     attempt: int | None
     metadata: str
     options: Options
-    expires_at: float
+    expires_at: float = math.inf
     """Epoch seconds after which it must not be started; infinity: never."""
-    expiry_reason: str
+    expiry_reason: str = ""
+    input_location: str | None = None
+    """Where the body came from."""
+    share: Share | None = None
+    """What such a body has of the room for inputs. Whoever has the job frees it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One of several requests of a message, and its answer."""
+
+    answer: Answer
+    job: Job | None
+    """None where it could not be started."""
 
 
 def response_id(subscription: str, message_id: str, inference_id: str | None) -> str:
@@ -128,18 +147,19 @@ class Handler:
         self._engine = engine
         self._subscription = subscription
         self._default_path = default_path
-        self._max_request_bytes = max_request_bytes
+        self.max_request_bytes = max_request_bytes
         self._invocation_timeout = invocation_timeout
         self._clock = asyncio.get_running_loop().time
+        self._limits = Limits()
 
     async def accept(self, message: Message) -> Job | Answer:
-        """Read and check a message: a job to run, or the answer if there is nothing to run. Never raises."""
+        """Read and check a message: a job to run, or the answer if there is nothing to run. Never raises.
+
+        A job with an `input_location` has no body yet.
+        """
         name = response_id(self._subscription, message.id, None)
-        if message.stored_at is not None:
-            error = Forbidden(f"the request is stored at {message.stored_at!r}, and this worker reads from no store")
-            return refusal(error, None, name)
         try:
-            if len(message.body) > self._max_request_bytes:
+            if len(message.body) > self.max_request_bytes:
                 return self._too_large(message, name)
             if len(message.body) > PARSE_IN_THREAD_BYTES:
                 parsed = await asyncio.to_thread(parse_request, message.body)
@@ -148,35 +168,40 @@ class Handler:
         except WireError as exc:
             return refusal(BadRequest(str(exc), param=exc.param), exc.metadata, name)
         except Exception as exc:  # noqa: BLE001 - a fault of ours in reading one message must not touch the others
-            return refusal(_failed(exc, name), None, name)
-        options = parsed.options or NO_OPTIONS
-        name = options.inference_id or name
-        try:
-            return self._job(message, parsed, options, name)
-        except RequestError as exc:
-            return refusal(exc, parsed.metadata, name)
+            return refusal(failed(exc, name), None, name)
+        return self.job(message, parsed, (parsed.options or NO_OPTIONS).inference_id or name)
 
     def _too_large(self, message: Message, name: str) -> Answer:
         # Not parsed: reading all of it is what the limit is there to avoid.
-        limit = self._max_request_bytes
+        limit = self.max_request_bytes
         error = RequestTooLarge(f"the request has {len(message.body)} bytes; at most {limit} are allowed")
         return refusal(error, peek_metadata(message.body, limit), name)
 
-    def _job(self, message: Message, parsed: ParsedRequest, options: Options, name: str) -> Job:
+    def job(self, message: Message, parsed: ParsedRequest, name: str) -> Job | Answer:
+        """The job that a request is, or the answer if it must not be run.
+
+        Args:
+            message: What it came with.
+            parsed: The request.
+            name: Its response id.
+        """
+        try:
+            return self._job(message, parsed, name)
+        except RequestError as exc:
+            return refusal(exc, parsed.metadata, name)
+
+    def _job(self, message: Message, parsed: ParsedRequest, name: str) -> Job:
+        options = parsed.options or NO_OPTIONS
         path = self._default_path if parsed.path is None else "/" + parsed.path.removeprefix("/")
         if path not in self._engine.paths:
             raise Missing(
                 f"unknown path {path!r}; this worker serves {', '.join(sorted(self._engine.paths))}", param="path"
             )
-        if parsed.input_location is not None:
-            raise Forbidden(
-                f"input_location {parsed.input_location!r} is not allowed: this worker reads from no store",
-                param="input_location",
-            )
         expires_at, reason = _expiry(options, message.sent_at)
         created = int(message.sent_at or 0)
-        job = Job(path, parsed.body, name, created, message.attempt, parsed.metadata, options, expires_at, reason)
-        _check_expiry(job)
+        metadata, location = parsed.metadata, parsed.input_location
+        job = Job(path, parsed.body, name, created, message.attempt, metadata, options, expires_at, reason, location)
+        check_expiry(job)
         return job
 
     async def run(self, job: Job, latest: float, on_wait: Callable[[bool], None] | None = None) -> Answer:
@@ -192,23 +217,23 @@ class Handler:
         """
         name, clock = job.response_id, self._clock
         limit = float(job.options.invocation_timeout_seconds or self._invocation_timeout)
-        timer = asyncio.timeout_at(min(clock() + limit, latest))
+        timer = self._limits.at(min(clock() + limit, latest))
 
         def waits(waiting: bool) -> None:
-            timer.reschedule(latest if waiting else min(clock() + limit, latest))
+            timer.when = latest if waiting else min(clock() + limit, latest)
             if on_wait is not None:
                 on_wait(waiting)
 
         try:
-            _check_expiry(job)
+            check_expiry(job)
             request = EngineRequest(job.path, job.body, name, job.created, job.attempt, waits)
-            async with timer:
+            with timer:
                 body = await self._engine.generate(request)
         except TimeoutError as exc:
-            if not timer.expired():  # not ours: something inside the engine timed out
-                return refusal(_failed(exc, name), job.metadata, name)
+            if not timer.expired:  # not ours: something inside the engine timed out
+                return refusal(failed(exc, name), job.metadata, name)
             reason = f"inference took longer than invocation_timeout_seconds, {limit:g} s"
-            held = timer.when() == latest
+            held = timer.when == latest
             error = TimedOut("the request was held for as long as the worker may hold it" if held else reason)
             return refusal(error, job.metadata, name)
         except RequestError as exc:
@@ -216,7 +241,7 @@ class Handler:
         except EngineGone:
             raise
         except Exception as exc:  # noqa: BLE001 - an engine's bug is this request's error, not the worker's end
-            return refusal(_failed(exc, name), job.metadata, name)
+            return refusal(failed(exc, name), job.metadata, name)
         return Answer(200, job.metadata, body, name, named_by_message=job.options.inference_id is None)
 
 
@@ -231,7 +256,8 @@ def exhausted(attempts: int, metadata: str | None, name: str) -> Answer:
     return refusal(error, metadata, name)
 
 
-def _failed(exc: Exception, name: str) -> Failed:
+def failed(exc: Exception, name: str) -> Failed:
+    """The error of a request on which we, or the engine, failed in a way that nobody foresaw."""
     # The message of an unforeseen exception may quote the prompt, so it is logged by type and place only.
     log.error("engine_error", response_id=name, error_type=type(exc).__name__, where=places(exc))
     return Failed(f"the engine failed on this request: {type(exc).__name__}")
@@ -249,7 +275,8 @@ def _expiry(options: Options, sent_at: float | None) -> tuple[float, str]:
     return min(candidates)
 
 
-def _check_expiry(job: Job) -> None:
+def check_expiry(job: Job) -> None:
+    """Raise Expired for a job that must not be started any more."""
     now = time.time()
     if now >= job.expires_at:
         at = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from rejoinder.adapters import Message
 from rejoinder.worker.handler import Job
 from rejoinder.worker.lease import Lease
+from rejoinder.worker.room import Share
 
 
 class Stage(enum.Enum):
@@ -26,12 +27,16 @@ class Held:
     stage: Stage = Stage.WAITING
     lease: Lease = field(init=False)
     task: asyncio.Task[None] = field(init=False)
+    begun: bool = False
+    """Its task has come to its first line."""
     answered: bool = False
     """Its answer is durable: only the ack is left, and a lease that is gone from now on is gone by it."""
     job: Job | None = None
     """What it asks for, once that was found to be in order."""
     turn: asyncio.Future[None] | None = None
     """Done when its turn among those of its ordering key has come; None where it never waits for any."""
+    share: Share | None = None
+    """What its input has of the room for inputs."""
     settling: bool = False
     """It was given to the settlement, which says when it is done with it."""
     abandoned: bool = False
@@ -42,9 +47,10 @@ class Held:
         self.stage = Stage.WAITING if waiting else Stage.RUNNING
 
     def abandon(self) -> None:
-        """Stop its work."""
+        """Stop its work. A task that has not begun ends when it does: cancelled now, it would never run a line."""
         self.abandoned = True
-        self.task.cancel()
+        if self.begun:
+            self.task.cancel()
 
 
 @dataclass(slots=True)

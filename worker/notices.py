@@ -70,7 +70,7 @@ class Notices:
             region=side.region,
             received_at=ended if message.sent_at is None else message.sent_at,
             ended_at=ended,
-            input_location=None,
+            input_location=None if job is None else job.input_location,
             content_type=options.content_type,
             accept=options.accept,
         )

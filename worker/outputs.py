@@ -200,13 +200,14 @@ class Outputs:
                 stored = await read_whole("read failure", self._failures, key) or kept.wire
                 answer, kept = _adopted(stored, answer, kept, "object")
         if self._pointed is not None and len(kept.wire) > self._room(message, answer):
-            kept = await self._point(self._pointed, message, kept)
+            kept = await self._point(self._pointed, message, answer, kept)
         return replace(answer, kept=kept)
 
-    async def _point(self, store: BlobStore, message: Message, kept: Kept) -> Kept:
+    async def _point(self, store: BlobStore, message: Message, answer: Answer, kept: Kept) -> Kept:
         """Store the response itself."""
         # Of the message, not of an inference_id: two requests that share one have metadata of their own.
-        key = record_key(response_id(self._subscription, message.id, None))
+        own = answer.named_by_message  # as of one of several requests of a message
+        key = record_key(answer.response_id if own else response_id(self._subscription, message.id, None))
         async with self._calls:
             new = await put_once("store response", store, key, kept.wire, JSON)
         wire = kept.wire if new else await read_whole("read response", store, key) or kept.wire

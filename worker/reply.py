@@ -33,14 +33,14 @@ class Replier:
         self._again: Batcher[Outgoing, Outcome] = Batcher(self.send)
 
     async def publish_again(
-        self, message: Message, answer: Answer, failure: AdapterError | ValueError, wanted: Callable[[], bool]
+        self, message: Message, answer: Answer, failure: AdapterError | ValueError | None, wanted: Callable[[], bool]
     ) -> None:
         """Make an answer durable that could not be published at first. When it returns, the message may be acked.
 
         Args:
             message: The request's delivery.
             answer: What to publish.
-            failure: The outcome of the first try.
+            failure: The outcome of the first try; None: there was none.
             wanted: Asked before each further try whether the answer is still to be given.
 
         Raises:
@@ -48,8 +48,8 @@ class Replier:
             ValueError: the broker cannot carry even an error in its place.
             AdapterError: the broker refuses the response for good (permission, topic gone).
         """
-        outcome: Outcome = failure
-        if isinstance(outcome, Transient):
+        outcome: Outcome | None = failure
+        if outcome is None or isinstance(outcome, Transient):
             outcome = await self._submit(message, answer, wanted, first=outcome)
         if isinstance(outcome, TooLarge):
             log.error("response_too_large", message_id=message.id, response_id=answer.response_id, error=str(outcome))

@@ -136,7 +136,7 @@ async def bounded(call: Awaitable[Success], *, beyond: float = 0.0) -> Success:
         async with asyncio.timeout(CALL_SECONDS + beyond):
             return await call
     except TimeoutError as exc:
-        raise Transient("the broker did not answer") from exc
+        raise Transient("it did not answer") from exc
 
 
 async def call_until(what: str, call: Callable[[], Awaitable[Success]], *, limit: float | None = None) -> Success:

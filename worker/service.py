@@ -13,15 +13,18 @@ from typing import TypeVar
 import structlog
 
 from rejoinder.adapters import AdapterError, Backlog, Subscription, Topic, Transient, open_subscription, open_topic
+from rejoinder.worker.accepting import Acceptor
 from rejoinder.worker.consumer import Consumer
 from rejoinder.worker.engines.factory import create_engine
 from rejoinder.worker.engines.protocol import Engine, EngineStats
 from rejoinder.worker.errors import EngineGone
 from rejoinder.worker.handler import Handler
+from rejoinder.worker.inputs import Inputs
 from rejoinder.worker.notices import Notices
 from rejoinder.worker.outputs import Outputs
 from rejoinder.worker.reply import Replier
 from rejoinder.worker.retry import RetryPolicy, call_until
+from rejoinder.worker.s3_requests import events_of
 from rejoinder.worker.settings import Settings
 from rejoinder.worker.slots import Slots
 from rejoinder.worker.stores import Stores, open_stores
@@ -183,15 +186,18 @@ async def _started(engine: Engine, signals: StopSignals) -> bool:
 
 async def _work(settings: Settings, engine: Engine, ends: _Ends, signals: StopSignals) -> None:
     subscription, topic = ends.subscription, ends.topic
+    handler = Handler(
+        engine,
+        subscription=subscription.name,
+        default_path=settings.default_path,
+        max_request_bytes=settings.max_request_bytes,
+        invocation_timeout=settings.invocation_timeout_seconds,
+    )
+    inputs = Inputs(ends.stores, settings.max_input_bytes)
     consumer = Consumer(
         subscription,
-        Handler(
-            engine,
-            subscription=subscription.name,
-            default_path=settings.default_path,
-            max_request_bytes=settings.max_request_bytes,
-            invocation_timeout=settings.invocation_timeout_seconds,
-        ),
+        handler,
+        Acceptor(handler, subscription=subscription.name, inputs=inputs, events=events_of(settings)),
         Replier(topic, subscription.name),
         Slots(engine),
         policy=RetryPolicy(

@@ -4,7 +4,7 @@ Only the consumer calls this, and nothing else acks or lets go: what becomes of 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 import structlog
@@ -22,7 +22,7 @@ from rejoinder.adapters import (
 )
 from rejoinder.worker.attempts import Attempts
 from rejoinder.worker.batcher import Batcher, Gatherer
-from rejoinder.worker.handler import Answer
+from rejoinder.worker.handler import Answer, Answered
 from rejoinder.worker.held import Counts, Held
 from rejoinder.worker.lease import LeaseKeeper
 from rejoinder.worker.notices import Notices
@@ -100,10 +100,18 @@ class Settlement:
         attempt = self._attempts.of(message)
         action = "answer_and_ack" if answer.error is None and answer.kept is None else self._action(answer, attempt)
         if action == "retry":
-            self._in_task(held, self._retry_later(held, answer, attempt))
+            self._in_task(held, self._retry_later, held, answer, attempt)
+            return
+        if answer.silent:
+            held.answered = True
+            self._published.put(_Settling(held, answer, attempt, False, Outgoing(b"")))
             return
         outgoing = self._replier.outgoing(message, answer)
-        self._answered.put(_Settling(held, answer, attempt, action == "answer_and_leave", outgoing))
+        settling = _Settling(held, answer, attempt, action == "answer_and_leave", outgoing)
+        if answer.also:
+            self._in_task(held, self._publish_again, settling, None)
+        else:
+            self._answered.put(settling)
 
     def comes_back(self, held: Held, answer: Answer) -> bool:
         """Whether `settle` will let the message come back in place of giving this answer."""
@@ -117,14 +125,15 @@ class Settlement:
         again = answer.status_code >= 500 and answer.kept is not None and answer.kept.source != ""
         return action if again and action == "answer_and_leave" else "answer_and_ack"
 
-    def _in_task(self, held: Held, rest: Coroutine[Any, Any, None]) -> None:
+    def _in_task(self, held: Held, rest: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Give a message that needs more than the usual steps a task of its own for the rest of its way."""
-        held.task = asyncio.create_task(self._guarded(held, rest))
+        held.task = asyncio.create_task(self._guarded(held, rest, *args))
+        # Not in the task itself: one that is cancelled before its first step never runs a line.
         held.task.add_done_callback(lambda _: self._done(held))
 
-    async def _guarded(self, held: Held, rest: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, held: Held, rest: Callable[..., Awaitable[None]], *args: Any) -> None:
         try:
-            await rest
+            await rest(*args)
         except Exception as exc:  # noqa: BLE001 - a message whose task ended unseen would be held by nobody
             await self._failed(held, exc)
 
@@ -141,18 +150,20 @@ class Settlement:
             outcomes = [exc] * len(wanted)
         for one, outcome in zip(wanted, outcomes, strict=True):
             if not isinstance(outcome, str):
-                self._in_task(one.held, self._publish_again(one, outcome))
+                self._in_task(one.held, self._publish_again, one, outcome)
             elif one.leave or self._notices is not None:
-                self._in_task(one.held, self._end(one))
+                self._in_task(one.held, self._end, one)
             else:
                 self._is_answered(one)
                 self._published.put(one)
 
-    async def _publish_again(self, one: _Settling, failure: Exception) -> None:
+    async def _publish_again(self, one: _Settling, failure: Exception | None) -> None:
         held, answer = one.held, one.answer
-        if not isinstance(failure, AdapterError | ValueError):
+        if failure is not None and not isinstance(failure, AdapterError | ValueError):
             raise failure
         try:
+            for other in answer.also:
+                await self._replier.publish_again(held.message, other.answer, None, lambda: not held.abandoned)
             await self._replier.publish_again(held.message, answer, failure, lambda: not held.abandoned)
         except LeaseLost:
             return  # said already, where the lease was found lost
@@ -170,7 +181,8 @@ class Settlement:
         if self._notices is not None:
             held = one.held
             try:
-                await self._notices.tell(held.message, one.answer, held.job, lambda: not held.abandoned)
+                for told in (*one.answer.also, Answered(one.answer, held.job)):
+                    await self._notices.tell(held.message, told.answer, told.job, lambda: not held.abandoned)
             except LeaseLost:
                 return
         if one.leave:
@@ -196,7 +208,7 @@ class Settlement:
                 self._settled(one)
                 self._done(one.held)
             else:
-                self._in_task(one.held, self._ack_until(one, outcome))
+                self._in_task(one.held, self._ack_until, one, outcome)
 
     async def _ack_until(self, one: _Settling, failure: Exception | None) -> None:
         """Ack a message that could not be acked in the usual way, or was not published in the usual way."""

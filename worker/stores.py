@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from rejoinder.adapters import open_blobs
 from rejoinder.adapters.driver import BlobStore
@@ -51,11 +52,18 @@ class Stores:
                 key = location.removeprefix(base)
                 try:
                     store.location(key)
+                    _no_way_out(key)
                 except ValueError as exc:
                     raise Forbidden(f"{location!r:.1100} is not allowed: {exc}", param=param) from exc
                 return store, key
         allowed = ", ".join(store.url for store in self.inputs) or "no store"
         raise Forbidden(f"{location!r:.1100} is not allowed: this worker reads from {allowed}", param=param)
+
+
+def _no_way_out(key: str) -> None:
+    """Raise ValueError for a key that leads upwards for whoever decodes it, such as a proxy before the store."""
+    if any(part in {".", ".."} for part in unquote(key).replace("\\", "/").split("/")):
+        raise ValueError("decoded, a part of its path is '.' or '..'")
 
 
 def below(url: str, part: str) -> str:

@@ -18,6 +18,7 @@ from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOT
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcAsyncIOTransport
 
 BATCH = 100
+RESPONSE_ID = 32 * "a"
 COUNT_BATCH = 1000
 FILL_BATCH = 500
 LARGEST = 20 * 1024 * 1024
@@ -93,8 +94,11 @@ async def take(name: str, found: list[float]) -> None:
             await subscriber.acknowledge(subscription=subscription(name), ack_ids=[one.ack_id for one in received])
 
 
-async def bare_loop(requests: str, responses: str, messages: int, receivers: int) -> None:
-    """Pull, publish the data as it is, acknowledge; `receivers` of these at once."""
+async def bare_loop(requests: str, responses: str, messages: int, receivers: int, *, attributes: bool) -> None:
+    """Pull, publish the data as it is, acknowledge; `receivers` of these at once.
+
+    With `attributes`, those that the contract puts on every response are published.
+    """
     done = 0
     source, sink = subscription(requests), topic(responses)
     async with clients() as (publisher, subscriber):
@@ -109,12 +113,19 @@ async def bare_loop(requests: str, responses: str, messages: int, receivers: int
                 received = pulled.received_messages
                 if not received:
                     continue
-                batch: list[Any] = [{"data": one.message.data} for one in received]
+                batch: list[Any] = [
+                    {"data": one.message.data, **(own(one.message) if attributes else {})} for one in received
+                ]
                 await publisher.publish(topic=sink, messages=batch)
                 await subscriber.acknowledge(subscription=source, ack_ids=[one.ack_id for one in received])
                 done += len(received)
 
         await asyncio.gather(*(loop() for _ in range(receivers)))
+
+
+def own(message: Any) -> dict[str, Any]:
+    """What the contract puts beside the response to `message`, of which the service counts no attempts here."""
+    return {"attributes": {"request_message_id": message.message_id, "response_id": RESPONSE_ID}}
 
 
 def callback_client(requests: str, responses: str) -> None:
@@ -139,8 +150,9 @@ def _acked(message: Any, published: Any) -> None:
 
 
 if __name__ == "__main__":
-    kind, source_name, sink_name, *numbers = sys.argv[1:]
-    if kind == "callback":
+    side, source_name, sink_name, *options = sys.argv[1:]
+    if side == "callback":
         callback_client(source_name, sink_name)
     else:
-        asyncio.run(bare_loop(source_name, sink_name, *map(int, numbers)))
+        count, width, kind = options
+        asyncio.run(bare_loop(source_name, sink_name, int(count), int(width), attributes=kind == "attributes"))

@@ -16,7 +16,7 @@ RECEIVERS = 16
 
 Broker = Literal["sqs", "pubsub"]
 MODULES = {"sqs": sqs, "pubsub": pubsub}
-WORKER, LOOP = "worker", "bare loop"
+WORKER, LOOP, BODIES = "worker", "bare loop", "bodies only"
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Side:
 
     @property
     def floor(self) -> float:
-        """What the worker's rate over this one's is to be at least."""
-        return 0.8 if self.name == LOOP else 1.5
+        """What the worker's rate over this one's is to be at least; 0 where it is told and no more."""
+        return {LOOP: 0.8, BODIES: 0.0}.get(self.name, 1.5)
 
 
 PEER_SIDES: Mapping[Broker, Sequence[Side]] = {
@@ -64,9 +64,11 @@ PEER_SIDES: Mapping[Broker, Sequence[Side]] = {
 def sides(broker: Broker, receivers: int) -> list[Side]:
     """The worker first, then what it is compared with."""
     batch = MODULES[broker].BATCH
+    loop = f"1 process, {receivers} at once of: receive {batch}, send {batch}, delete {batch}"
     return [
         Side(WORKER, "rejoinder worker --engine echo: 1 process, default settings"),
-        Side(LOOP, f"1 process, {receivers} at once of: receive {batch}, send {batch}, delete {batch}"),
+        Side(LOOP, f"{loop}, with the attributes that the contract puts on messages"),
+        Side(BODIES, f"{loop}, without attributes"),
         *PEER_SIDES[broker],
     ]
 
@@ -79,8 +81,10 @@ def command(side: Side, broker: Broker, places: tuple[str, str], messages: int, 
     if side.name == WORKER:
         ends = ["--requests", module.url(places[0]), "--responses", module.url(places[1])]
         return ["rejoinder.cli.main", "worker", "--engine", "echo", *ends]
-    kind = ["bare", *places, str(messages), str(receivers)] if side.name == LOOP else ["callback", *places]
-    return [f"benchmarks.brokers.{broker}", *kind]
+    if side.name in {LOOP, BODIES}:
+        kind = "attributes" if side.name == LOOP else "bodies"
+        return [f"benchmarks.brokers.{broker}", "bare", *places, str(messages), str(receivers), kind]
+    return [f"benchmarks.brokers.{broker}", "callback", *places]
 
 
 def peer(name: str, *arguments: str) -> list[str]:

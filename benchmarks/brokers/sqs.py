@@ -11,8 +11,10 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 
 from benchmarks.clouds import REGION
+from rejoinder.adapters.aws_wire import SYSTEM_ATTRIBUTES
 
 BATCH = 10
+RESPONSE_ID = 32 * "a"
 COUNTERS = 4
 
 
@@ -73,9 +75,13 @@ async def take(name: str, found: list[float]) -> None:
         await asyncio.gather(*(counter() for _ in range(COUNTERS)))
 
 
-async def bare_loop(requests: str, responses: str, messages: int, receivers: int) -> None:
-    """Receive, send the body as it is, delete; `receivers` of these at once."""
+async def bare_loop(requests: str, responses: str, messages: int, receivers: int, *, attributes: bool) -> None:
+    """Receive, send the body as it is, delete; `receivers` of these at once.
+
+    With `attributes`, those that the contract puts on every response are sent, and all that it reads are asked for.
+    """
     done = 0
+    asked: Any = {"MessageAttributeNames": ["All"], "MessageSystemAttributeNames": SYSTEM_ATTRIBUTES}
     async with client(receivers) as sqs:
         source = (await sqs.get_queue_url(QueueName=requests))["QueueUrl"]
         sink = (await sqs.get_queue_url(QueueName=responses))["QueueUrl"]
@@ -83,11 +89,16 @@ async def bare_loop(requests: str, responses: str, messages: int, receivers: int
         async def loop() -> None:
             nonlocal done
             while done < messages:
-                got = await sqs.receive_message(QueueUrl=source, MaxNumberOfMessages=BATCH, WaitTimeSeconds=1)
+                got = await sqs.receive_message(
+                    QueueUrl=source, MaxNumberOfMessages=BATCH, WaitTimeSeconds=1, **(asked if attributes else {})
+                )
                 batch = got.get("Messages", [])
                 if not batch:
                     continue
-                bodies = [{"Id": str(n), "MessageBody": message["Body"]} for n, message in enumerate(batch)]
+                bodies = [
+                    {"Id": str(n), "MessageBody": message["Body"], **(own(message) if attributes else {})}
+                    for n, message in enumerate(batch)
+                ]
                 await sqs.send_message_batch(QueueUrl=sink, Entries=bodies)
                 handles = [{"Id": str(n), "ReceiptHandle": m["ReceiptHandle"]} for n, m in enumerate(batch)]
                 await sqs.delete_message_batch(QueueUrl=source, Entries=handles)
@@ -96,6 +107,16 @@ async def bare_loop(requests: str, responses: str, messages: int, receivers: int
         await asyncio.gather(*(loop() for _ in range(receivers)))
 
 
+def own(message: Any) -> dict[str, Any]:
+    """What the contract puts beside the response to `message`."""
+    values = {
+        "request_message_id": message["MessageId"],
+        "response_id": RESPONSE_ID,
+        "attempt": message["Attributes"]["ApproximateReceiveCount"],
+    }
+    return {"MessageAttributes": {name: {"DataType": "String", "StringValue": value} for name, value in values.items()}}
+
+
 if __name__ == "__main__":
-    _, source_name, sink_name, *numbers = sys.argv[1:]
-    asyncio.run(bare_loop(source_name, sink_name, *map(int, numbers)))
+    _, source_name, sink_name, count, width, kind = sys.argv[1:]
+    asyncio.run(bare_loop(source_name, sink_name, int(count), int(width), attributes=kind == "attributes"))

@@ -38,5 +38,5 @@ def _silent(caplog):
     assert not [
         record
         for record in caplog.records
-        if record.levelno >= logging.INFO or not record.name.startswith(("asyncio", "google.", "grpc."))
+        if record.levelno >= logging.INFO or not record.name.startswith(("asyncio", "google.", "grpc.", "urllib3"))
     ]

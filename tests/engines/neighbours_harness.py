@@ -1,6 +1,8 @@
 """Sequences that run together on a batch, and what must be left of them."""
 
 import asyncio
+import threading
+from contextlib import asynccontextmanager
 
 from engine_harness import KINDS, eventually
 
@@ -22,9 +24,41 @@ def sequences(number, longest=40, new=30):
     ]
 
 
+@asynccontextmanager
+async def between_steps(batch):
+    """The generation thread makes no step meanwhile."""
+    manager, held, resume = batch._manager, threading.Event(), threading.Event()
+    original = manager._generation_loop_body
+
+    def body(*arguments, **named):
+        held.set()
+        resume.wait()
+        return original(*arguments, **named)
+
+    manager._generation_loop_body = body
+    try:
+        manager._wake_up_loop.set()
+        await eventually(held.is_set)
+        yield
+    finally:
+        manager._generation_loop_body = original
+        resume.set()
+
+
+async def together(batch, wanted, *, return_exceptions=False):
+    """What comes of sequences that are all there before the first step.
+
+    Else the threads' timing would say who is in which step, and so whom a step fails that fails by its number.
+    """
+    async with between_steps(batch):
+        tasks = [asyncio.create_task(batch.run(*each)) for each in wanted]
+        await asyncio.sleep(0)  # each is added before it waits for anything
+    return await asyncio.gather(*tasks, return_exceptions=return_exceptions)
+
+
 async def outcomes(batch, *wanted, poison=()):
     """Tokens, or the error."""
-    results = await asyncio.gather(*[batch.run(*each) for each in (*wanted, *poison)], return_exceptions=True)
+    results = await together(batch, (*wanted, *poison), return_exceptions=True)
     return [result if isinstance(result, Exception) else result.tokens for result in results]
 
 

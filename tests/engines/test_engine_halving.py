@@ -86,6 +86,26 @@ def test_ones_own_failure_leaves_no_limit():
     assert (halving.group, halving.limit(64)) == (None, 64)
 
 
+def test_a_step_of_one_token_leaves_its_neighbours_their_room():
+    halving = Halving()
+    assert halving.failed([("a", 1)], memory=True) is None, "tried once more"
+    halving.succeeded(1)
+    assert (halving.group, halving.limit(64)) == (None, 64)
+
+
+def test_the_limit_grows_back_where_steps_of_one_token_fail_now_and_then():
+    halving = Halving()
+    halving.failed([("a", 1), ("b", 1)], memory=True)
+    for _ in range(2):
+        halving.succeeded(1)
+    for _ in range(GROW_AFTER):
+        assert halving.limit(64) == 1
+        halving.failed([("a", 1)], memory=True)
+        halving.succeeded(1)
+        halving.succeeded(1)
+    assert halving.limit(64) == 2
+
+
 def test_what_is_no_matter_of_memory_is_not_tried_in_smaller_parts():
     halving = Halving()
     assert halving.failed([("a", 64)], memory=False) is None

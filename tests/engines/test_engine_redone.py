@@ -7,7 +7,7 @@ from itertools import count
 import pytest
 import torch
 from engine_harness import started
-from neighbours_harness import PER_PAGE, nothing_left, sampling
+from neighbours_harness import PER_PAGE, nothing_left, sampling, together
 from transformers.generation.continuous_batching.requests import RequestState
 
 from rejoinder.worker.engines.transformers.penalties import Penalties
@@ -47,7 +47,7 @@ async def mixed(engine, number):
 
 async def told(engine, wanted):
     """Tokens, how many places are known of each sequence, and the log-probabilities of all."""
-    results = await asyncio.gather(*[engine._batch.run(*each) for each in wanted])
+    results = await together(engine._batch, wanted)
     places = [place for result in results for place in result.logprobs or ()]
     lengths = [None if result.logprobs is None else len(result.logprobs) for result in results]
     values = [value for place in places for value in (place.logprob, *[logprob for _, logprob in place.top])]
@@ -75,15 +75,14 @@ def failing_after_drawing(engine, when):
     return raised
 
 
-STEPS = count()
+def now_and_then():
+    """Seldom enough for the limit to grow again between, or steps of one token would never fill the cache."""
+    steps = count(1)
+    return lambda _rows: next(steps) % 10 == 0
 
 
-def now_and_then(_rows):
-    return next(STEPS) % 3 == 1
-
-
-def more_than_two(rows):
-    return rows > 2
+def more_than_two():
+    return lambda rows: rows > 2
 
 
 @pytest.mark.parametrize("when", [now_and_then, more_than_two])
@@ -99,7 +98,7 @@ async def test_memory_that_is_short_changes_nothing(engine, tiny, monkeypatch, p
     )
     short = await started(tiny, **({"cache_bytes": pages * PER_PAGE} if pages else {}))
     try:
-        raised = failing_after_drawing(short, when)
+        raised = failing_after_drawing(short, when())
         assert_same(await told(short, wanted), want)
         assert len(raised) > 10
         assert bool(preempted) is bool(pages)

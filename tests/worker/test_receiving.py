@@ -140,7 +140,8 @@ async def test_while_the_broker_is_away_it_is_asked_by_one_and_seldom(monkeypatc
         loop = asyncio.get_running_loop()
         began, calls = loop.time(), receive.calls
         await until(lambda: loop.time() > began + 1.0)
-        assert receive.calls <= calls + 8, "it spins"
+        # The pauses are drawn at random, up to 0.1 s at first: a loop that spins would ask some thousand times.
+        assert receive.calls <= calls + 20, "it spins"
         receive.away = False
         await it.responses_until(200)
 

@@ -27,7 +27,8 @@ class Halving:
     succeeds, which brings its sequences forward, or the one sequence that is left is given up.
 
     A step that was too large for the memory leaves a limit, the largest half that went well, so that not each step
-    fails first. The limit doubles after every `GROW_AFTER` steps. One sequence's own failure leaves none.
+    fails first. The limit doubles after every `GROW_AFTER` steps. One sequence's own failure leaves none, nor does that
+    of a step of one token: none is smaller.
     """
 
     def __init__(self) -> None:
@@ -63,12 +64,12 @@ class Halving:
         Returns:
             Which sequence cannot run, if that is known now. It is out of every later group.
         """
-        last = False
+        last, tokens = False, sum(count for _, count in step)
         if self._groups:
             last = self._groups.pop().last
         else:
-            self._largest, self._too_large = 0, memory
-        tokens = sum(count for _, count in step)
+            # One token is too large for nothing smaller: if it goes well the next time, memory was short for a moment.
+            self._largest, self._too_large = 0, memory and tokens > 1
         if len(step) > 1:
             middle = len(step) // 2
             self._groups += [_group(step[middle:]), _group(step[:middle])]

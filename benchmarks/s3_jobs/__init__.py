@@ -1,0 +1,1 @@
+"""What a job of JSON lines costs in memory and time."""
