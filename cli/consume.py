@@ -8,7 +8,7 @@ import typer
 
 from rejoinder.cli.errors import ExitCode
 from rejoinder.cli.progress import counting
-from rejoinder.cli.running import refuse_memory, results, run, say
+from rejoinder.cli.running import BLOBS, refuse_memory, results, run, say
 from rejoinder.client.consume import Received, responses
 from rejoinder.client.lines import one_line
 
@@ -20,6 +20,7 @@ def consume(
         float | None,
         typer.Option(min=0, help="End when this many seconds pass without a response.", show_default="never"),
     ] = None,
+    blobs: Annotated[str | None, typer.Option(help=BLOBS, metavar="URL", show_default="none is read")] = None,
     attributes: Annotated[
         bool, typer.Option("--attributes", help='Print {"attributes": ..., "response": ...} instead.')
     ] = False,
@@ -30,17 +31,17 @@ def consume(
     the same response. The exit code is 3 where fewer than --count came before the timeout.
     """
     refuse_memory(responses)
-    seen = run(_consume(responses, count, timeout, attributes=attributes))
+    seen = run(_consume(responses, count, timeout, blobs, attributes=attributes))
     if count is not None and seen < count:
         say(f"rejoinder consume: {seen} of {count} responses came, then none for {timeout:g} seconds")
         raise typer.Exit(ExitCode.INCOMPLETE)
 
 
-async def _consume(url: str, count: int | None, idle: float | None, *, attributes: bool) -> int:
+async def _consume(url: str, count: int | None, idle: float | None, blobs: str | None, *, attributes: bool) -> int:
     seen = 0
     out = results()
     with counting("consumed", count) as more:
-        async with aclosing(responses(url, count=count, idle=idle)) as incoming:
+        async with aclosing(responses(url, count=count, idle=idle, blobs=blobs)) as incoming:
             async for received in incoming:
                 out.write((_with_attributes(received) if attributes else one_line(received.body)) + b"\n")
                 out.flush()  # before the next step of the loop, which acks

@@ -13,7 +13,7 @@ import typer
 
 from rejoinder.cli.errors import ExitCode, Failure
 from rejoinder.cli.progress import counting
-from rejoinder.cli.running import refuse_memory, results, run, say
+from rejoinder.cli.running import BLOBS, refuse_memory, results, run, say
 from rejoinder.client.index import Kind
 from rejoinder.client.join import Join, Lines
 
@@ -31,6 +31,7 @@ def join(
         float | None,
         typer.Option(min=0, help="Of a URL: end when this many seconds pass without a response.", show_default="never"),
     ] = None,
+    blobs: Annotated[str | None, typer.Option(help=BLOBS, metavar="URL", show_default="none is read")] = None,
     show: Annotated[list[Kind] | None, typer.Option(help="List these lines on stderr. Repeatable.")] = None,
 ) -> None:
     """Put each response to its request, by the metadata it carries.
@@ -55,7 +56,7 @@ def join(
             joining.read_requests()
             joining.read_responses()
         elif requests_path == requests:
-            joining = _receive(requests, responses, on or [], timeout, stack)
+            joining = _receive(requests, responses, on or [], stack, timeout=timeout, blobs=blobs)
             _refuse_overwriting(output, requests, _kept(requests))
         else:
             raise Failure("requests from a pipe can be joined only with a file of responses", ExitCode.USAGE)
@@ -82,7 +83,9 @@ def _drop_kept(requests: Path, joining: Join) -> None:
         _kept(requests).unlink()
 
 
-def _receive(requests: Path, url: str, on: list[str], timeout: float | None, stack: ExitStack) -> Join:
+def _receive(
+    requests: Path, url: str, on: list[str], stack: ExitStack, *, timeout: float | None, blobs: str | None
+) -> Join:
     refuse_memory(url)
     from rejoinder.client.collect import collect, open_kept  # noqa: PLC0415  # a join of two files needs no broker
 
@@ -100,7 +103,7 @@ def _receive(requests: Path, url: str, on: list[str], timeout: float | None, sta
             shown = joining.answered
 
         progress()
-        run(collect(joining, url, kept, idle=timeout, progress=progress))
+        run(collect(joining, url, kept, idle=timeout, blobs=blobs, progress=progress))
     return joining
 
 

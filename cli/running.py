@@ -13,6 +13,8 @@ from rejoinder.cli.errors import ExitCode, Failure
 T = TypeVar("T")
 
 TERMINATED = 128 + signal.SIGTERM
+BLOBS = "URL of the store that responses which are only pointers (--extended-client) may be read from."
+"""What the option of that name is, for each command that receives responses."""
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

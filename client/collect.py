@@ -62,9 +62,17 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
 
 
 async def collect(
-    join: Join, url: str, kept: BinaryIO, *, idle: float | None = None, progress: Callable[[], None] = lambda: None
+    join: Join,
+    url: str,
+    kept: BinaryIO,
+    *,
+    idle: float | None = None,
+    blobs: str | None = None,
+    progress: Callable[[], None] = lambda: None,
 ) -> None:
     """Receive responses until every request of `join` has one, or none came for `idle` seconds.
+
+    Those that are stored are read from the store `blobs`.
 
     Each batch is appended to `kept`, whose file is the responses' file of `join`, and is acked when it is on the disk.
 
@@ -72,7 +80,7 @@ async def collect(
         AdapterError: the broker says so.
         OSError: `kept` cannot be written; what was not, is not acked.
     """
-    async with aclosing(batches(url, idle=idle, until=lambda: join.missing == 0)) as incoming:
+    async with aclosing(batches(url, idle=idle, until=lambda: join.missing == 0, blobs=blobs)) as incoming:
         async for batch in incoming:
             kept.write(b"".join(one_line(received.body) + b"\n" for received in batch))
             kept.flush()

@@ -14,6 +14,7 @@ from functools import partial
 
 from rejoinder.adapters import AdapterError, LeaseLost, Message, Subscription, Transient, open_subscription
 from rejoinder.client.patience import patiently, to_its_end
+from rejoinder.client.stored import BodyOf, open_bodies
 from rejoinder.schemas.envelope import Response
 
 BATCH = 256
@@ -46,7 +47,9 @@ class Received:
         return Response.model_validate_json(self.body)
 
 
-async def responses(url: str, *, count: int | None = None, idle: float | None = None) -> AsyncGenerator[Received, None]:
+async def responses(
+    url: str, *, count: int | None = None, idle: float | None = None, blobs: str | None = None
+) -> AsyncGenerator[Received, None]:
     """Receive responses one by one; asking for the next one settles those before it.
 
     One on which the caller broke off (`break`, an exception) is not acked: it comes again, and so does one on which
@@ -57,12 +60,13 @@ async def responses(url: str, *, count: int | None = None, idle: float | None = 
         url: As `rejoinder.adapters.open_subscription` takes it.
         count: End after this many. Default: never.
         idle: End when this many seconds pass without a response. Default: never.
+        blobs: The store that responses which are pointers (`Message.stored_at`) may be read from. Default: none is.
 
     Raises:
-        AdapterError: the broker says so.
+        AdapterError: the broker says so, or a stored response cannot be read (`NotRead`), which stays in the queue.
     """
     left = count
-    async with _opened(url) as subscription:
+    async with _opened(url, blobs) as (subscription, body_of):
         source = _Source(subscription, idle)
         while (left is None or left > 0) and (messages := await source.take(left)):
             held = messages[::-1]
@@ -75,7 +79,7 @@ async def responses(url: str, *, count: int | None = None, idle: float | None = 
                         held = await source.renew(held)
                         if not held:
                             break
-                    yield _received(held[-1])
+                    yield await _received(held[-1], body_of)
                     handled.append(held.pop())
             finally:
                 await source.ack(handled)
@@ -84,7 +88,7 @@ async def responses(url: str, *, count: int | None = None, idle: float | None = 
 
 
 async def batches(
-    url: str, *, idle: float | None = None, until: Callable[[], bool] = lambda: False
+    url: str, *, idle: float | None = None, until: Callable[[], bool] = lambda: False, blobs: str | None = None
 ) -> AsyncGenerator[list[Received], None]:
     """Receive responses as `responses` does, several at once: asking for the next batch acks the one before.
 
@@ -93,28 +97,44 @@ async def batches(
     Args:
         url: As `rejoinder.adapters.open_subscription` takes it.
         idle: End when this many seconds pass without a response. Default: never.
-        until: Asked after each batch, when it is acked, whether to end.
+        until: Asked after what one receive brought, when all of it is acked, whether to end.
+        blobs: As `responses` has it. A stored response is a batch by itself, since it may be large.
     """
-    async with _opened(url) as subscription:
+    async with _opened(url, blobs) as (subscription, body_of):
         source = _Source(subscription, idle)
         while not until() and (messages := await source.take(None)):
             held = messages
+            leased = time.monotonic()
             try:
-                yield [_received(message) for message in messages]
-                held = []
-                await source.ack(messages)
+                while held:
+                    if time.monotonic() > leased + RENEW_AT * subscription.lease_seconds:
+                        leased = time.monotonic()
+                        held = await source.renew(held)
+                        continue
+                    batch = held[: _together(held)]
+                    yield [await _received(message, body_of) for message in batch]
+                    held = held[len(batch) :]
+                    await source.ack(batch)
             finally:
                 await source.let_go(held)
 
 
 @asynccontextmanager
-async def _opened(url: str) -> AsyncIterator[Subscription]:
+async def _opened(url: str, blobs: str | None) -> AsyncIterator[tuple[Subscription, BodyOf]]:
     async with AsyncExitStack() as stack:
-        yield await patiently(lambda: stack.enter_async_context(open_subscription(url)))
+        body_of = await patiently(lambda: stack.enter_async_context(open_bodies(blobs)))
+        yield await patiently(lambda: stack.enter_async_context(open_subscription(url))), body_of
 
 
-def _received(message: Message) -> Received:
-    return Received(message.id, message.body, message.attributes)
+async def _received(message: Message, body_of: BodyOf) -> Received:
+    body = message.body if message.stored_at is None else await body_of(message)
+    return Received(message.id, body, message.attributes)
+
+
+def _together(held: Sequence[Message]) -> int:
+    """How many of `held` make the next batch: those before the next one that is stored, or that one."""
+    before = next((place for place, message in enumerate(held) if message.stored_at is not None), len(held))
+    return before or 1
 
 
 class _Source:

@@ -170,8 +170,10 @@ def write_response(
     Raises:
         ValueError, TypeError: `body` is not JSON.
     """
-    text = write_json(body)
-    return wrap_response(status_code, metadata, text, output_location, failure_location)
+    if output_location is not None or failure_location is not None:
+        return wrap_response(status_code, metadata, write_json(body), output_location, failure_location)
+    own = "null" if metadata is None else safe_text(metadata)
+    return f'{{"status_code":{status_code},"metadata":{own},"body":{write_json(body)}}}'.encode()
 
 
 def wrap_response(
@@ -183,8 +185,6 @@ def wrap_response(
 ) -> bytes:
     """As `write_response`, of a body that `write_json` has already written."""
     own = "null" if metadata is None else safe_text(metadata)
-    if output_location is None and failure_location is None:  # the usual case
-        return f'{{"status_code":{status_code},"metadata":{own},"body":{body}}}'.encode()
     places = {"output_location": output_location, "failure_location": failure_location}
     more = "".join(f',"{name}":{write_json(place)}' for name, place in places.items() if place is not None)
     return f'{{"status_code":{status_code},"metadata":{own},"body":{body}{more}}}'.encode()

@@ -37,8 +37,8 @@ def check_filename(value: str) -> str:
 def _check_part(part: str, rule: str) -> None:
     if part in ("", ".", ".."):
         raise ValueError(rule)
-    # Cc: control characters. Cs: lone surrogates, which are no UTF-8. Zl, Zp: line and paragraph separators.
-    if "\\" in part or any(unicodedata.category(char) in {"Cc", "Cs", "Zl", "Zp"} for char in part):
+    # Cc: control characters. Zl, Zp: line and paragraph separators. Lone surrogates are no text to pydantic.
+    if "\\" in part or any(unicodedata.category(char) in {"Cc", "Zl", "Zp"} for char in part):
         raise ValueError(f"{rule}, without backslashes and control characters")
     if len(part.encode()) > MAX_PART_BYTES:
         raise ValueError(f"{rule}, and at most {MAX_PART_BYTES} bytes of UTF-8 in each part")

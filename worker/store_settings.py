@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from rejoinder.adapters.urls import STORES
 from rejoinder.schemas.s3_events import check_template
 
-STORE_SCHEMES = ("s3", "gs", "file", "memory")
 _STORES = ("blobs", "output_path", "failure_path", "ledger")
 _NEEDS: dict[str, tuple[str, ...]] = {
     "max_inline_bytes": ("blobs", "output_path"),
@@ -38,8 +38,8 @@ def _asked(settings: Any, name: str) -> bool:
 
 def _bad_url(url: str) -> str | None:
     scheme, sep, rest = url.partition("://")
-    known = ", ".join(f"{name}://" for name in STORE_SCHEMES)
-    if not sep or scheme not in STORE_SCHEMES:
+    known = ", ".join(f"{name}://" for name in STORES)
+    if not sep or scheme not in STORES:
         return f"it should be the URL of a store: {known}"
     bare = rest.partition("?")[0]
     if not bare.strip("/"):

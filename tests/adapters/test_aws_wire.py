@@ -2,12 +2,13 @@
 
 import base64
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rejoinder.adapters import Outgoing, aws_wire
+from rejoinder.adapters import Outgoing, aws_publish, aws_wire
 
 LEGAL = {0x9, 0xA, 0xD, *range(0x20, 0xD800), *range(0xE000, 0xFFFE), *range(0x10000, 0x110000)}
 """What the service's documentation lists."""
@@ -209,6 +210,60 @@ def test_a_pointer_is_told(name, separators):
 def test_what_is_no_pointer_stays(body):
     text = json.dumps(body)
     assert (arrive(text).body, arrive(text).stored_at) == (text.encode(), None)
+
+
+def sent(outgoing):
+    return aws_publish.entry(0, outgoing, body_field="MessageBody", fifo=False)
+
+
+def test_a_pointer_is_written_as_the_extended_client_does():
+    """The text and the attribute of `PayloadS3Pointer.toJson` and `SQSExtendedClientConstants` in Amazon's library."""
+    entry = sent(Outgoing(b"", {"response_id": "r"}, stored_at="s3://b/responses/r.json", stored_size=300_000))
+    assert entry.request["MessageBody"] == (
+        '["software.amazon.payloadoffloading.PayloadS3Pointer",{"s3BucketName":"b","s3Key":"responses/r.json"}]'
+    )
+    assert entry.request["MessageAttributes"] == {
+        "response_id": {"DataType": "String", "StringValue": "r"},
+        "ExtendedPayloadSize": {"DataType": "Number", "StringValue": "300000"},
+    }
+    assert entry.size == len(entry.request["MessageBody"]) + len("response_idStringrExtendedPayloadSizeNumber300000")
+
+
+@given(st.text(min_size=1))
+def test_a_pointer_arrives_as_it_was_sent(key):
+    stored_at = f"s3://b/{key}"
+    request = sent(Outgoing(b"", {"a": "b"}, stored_at=stored_at, stored_size=1)).request
+    assert request["MessageBody"].isascii()
+    attributes = {name: value["StringValue"] for name, value in request["MessageAttributes"].items()}
+    message = arrive(request["MessageBody"], attributes)
+    assert (message.body, message.stored_at, dict(message.attributes)) == (b"", stored_at, {"a": "b"})
+
+
+def test_beside_nine_attributes_there_is_room_for_the_size():
+    nine = {f"a{number}": "x" for number in range(9)}
+    pointer = Outgoing(b"", nine, stored_at="s3://b/k", stored_size=1)
+    assert len(sent(pointer).request["MessageAttributes"]) == 10
+    with pytest.raises(ValueError, match="11 attributes, 10 are the most"):
+        sent(replace(pointer, attributes=nine | {"more": "x"}))
+
+
+@pytest.mark.parametrize(
+    ("outgoing", "message"),
+    [
+        (Outgoing(b"x", stored_at="s3://b/k"), "a body or stored_at, not both"),
+        (Outgoing(b"", stored_at="gs://b/k"), "stored_at 'gs://b/k': SQS carries pointers to s3://bucket/key only"),
+        (Outgoing(b"", stored_at="s3://b/"), "stored_at 's3://b/'"),
+        (Outgoing(b"", stored_at="s3:///k"), "stored_at 's3:///k'"),
+        (Outgoing(b"", stored_at=""), "stored_at ''"),
+        (Outgoing(b"", stored_at="s3://b/k", stored_size=-1), "stored_at 's3://b/k'"),
+        # A reader would take what has one of these for a pointer.
+        (Outgoing(b"x", {"ExtendedPayloadSize": "1"}), "attribute 'ExtendedPayloadSize'"),
+        (Outgoing(b"x", {"SQSLargePayloadSize": "1"}), "attribute 'SQSLargePayloadSize'"),
+    ],
+)
+def test_what_is_no_pointer_is_not_sent_as_one(outgoing, message):
+    with pytest.raises(ValueError, match=message):
+        sent(outgoing)
 
 
 def test_a_pointer_in_base64_is_a_body():

@@ -58,6 +58,8 @@ class Broker:
     filler: bytes = b"\0"
     """What the largest body is made of."""
     across_processes: bool = True
+    carries_pointers: bool = False
+    """Whether a message may be only a pointer to where its body is stored."""
     service: str | None = None
     """The fixture that has its service running."""
 
@@ -143,8 +145,8 @@ pubsub = partial(
 BROKERS = (
     Broker("memory", _memory, short_lease=0.2, patience=20, across_processes=False),
     Broker("sqlite", _sqlite, short_lease=0.2, patience=20),
-    sqs("sqs", _sqs, orders_keys=False),
-    sqs("sqs-fifo", partial(_sqs, fifo=True)),
+    sqs("sqs", _sqs, orders_keys=False, carries_pointers=True),
+    sqs("sqs-fifo", partial(_sqs, fifo=True), carries_pointers=True),
     sqs("sns", _sns, orders_keys=False),
     pubsub("pubsub", _pubsub, orders_keys=False),
     # The emulator fails every pull of an ordered subscription that has a message to bury.

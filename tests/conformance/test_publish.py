@@ -34,6 +34,21 @@ async def test_too_large_fails_alone(bench):
     assert await bench.nothing(subscription)
 
 
+async def test_a_pointer_is_carried_or_refused_with_a_reason(bench):
+    subscription, topic = await bench.pair()
+    pointer = Outgoing(b"", {"a": "b"}, stored_at="s3://bucket/some key/é+%2F", stored_size=3_000_000)
+    if not bench.broker.carries_pointers:
+        with pytest.raises(ValueError, match=r"only awssqs:// carries .*stored_at"):
+            await topic.publish([Outgoing(b"1"), pointer])
+        assert await bench.nothing(subscription)
+        return
+    await put(topic, b"1")
+    assert [isinstance(outcome, str) for outcome in await topic.publish([pointer])] == [True]
+    whole, pointed = sorted(await bench.get(subscription, 2), key=lambda message: message.body, reverse=True)
+    assert (whole.body, whole.stored_at) == (b"1", None)
+    assert (pointed.body, pointed.stored_at, dict(pointed.attributes)) == (b"", pointer.stored_at, {"a": "b"})
+
+
 async def test_the_largest_body_is_taken(bench):
     subscription, topic = await bench.pair()
     await put(topic, bench.broker.filler * topic.max_body)

@@ -11,7 +11,7 @@ SQS = {**GIVEN, "responses": "awssqs:///answers"}
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"blobs": "ftp://a"}, "blobs is 'ftp://a': it should be the URL of a store: s3://, gs://, file://, memory://"),
+        ({"blobs": "ftp://a"}, "blobs is 'ftp://a': it should be the URL of a store: file://, gs://, memory://, s3://"),
         ({"output_path": "outputs"}, "output_path is 'outputs': it should be the URL of a store"),
         ({"failure_path": "S3://a"}, "failure_path is 'S3://a': it should be the URL of a store"),
         ({"ledger": "s3://"}, "ledger is 's3://': it names nothing after its scheme"),
