@@ -135,12 +135,14 @@ class S3Store:
             page = await self._clients.asking.run(
                 "s3:ListBucketMultipartUploads", self.url, partial(_list_uploads, asked=asked)
             )
-            # In the order of their keys: those of the key itself come before those that only begin with it.
-            uploads = [(unquote_plus(one["Key"]), one["UploadId"]) for one in page.get("Uploads", [])]
-            found += [upload_id for key, upload_id in uploads if key == target.name]
-            if not page.get("IsTruncated") or uploads[-1][0] != target.name:
+            # In the order of their keys: those of the key itself come before those that only begin with it. LocalStack
+            # leaves keys as they are, which is what they cannot be else: they would not begin with the prefix.
+            uploads: Any = page.get("Uploads", [])
+            ours = [one["UploadId"] for one in uploads if target.name in {one["Key"], unquote_plus(one["Key"])}]
+            found += ours
+            if not page.get("IsTruncated") or len(ours) < len(uploads) or not ours:
                 return found
-            asked |= {"KeyMarker": target.name, "UploadIdMarker": found[-1]}
+            asked |= {"KeyMarker": target.name, "UploadIdMarker": ours[-1]}
 
 
 async def _list_uploads(s3: "S3Client", asked: Any) -> Any:

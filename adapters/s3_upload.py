@@ -21,7 +21,7 @@ PART: Final = 8 << 20
 """Bytes. S3 takes 5 MiB and more; with larger ones each put holds more, and a short one is no faster."""
 PARTS: Final = 10_000
 """S3 takes no more: 78 GiB in all. Parts that grew to reach S3's 50 TB would be held in memory, too."""
-AT_ONCE: Final = 3
+AT_ONCE: Final = 2
 """Parts on their way while the next one is gathered."""
 PUT: Final = "s3:PutObject"
 

@@ -12,7 +12,7 @@ import pytest
 for folder in ("tests/support", "tests/engines", "localstack", "benchmarks/soak"):
     sys.path.insert(0, str(Path(__file__).parents[1] / folder))
 
-pytest_plugins = ["aws_stand_in", "cloud"]
+pytest_plugins = ["aws_stand_in", "cloud", "gcs_service", "s3_gate"]
 
 LONG = ("tests/worker/test_soak.py", "tests/brokers/", "tests/engines/", "tests/conformance/")
 """What takes longest for its number of files, in the order of running: the short ones come last, so that the two

@@ -1,0 +1,105 @@
+"""A reverse proxy before LocalStack's S3, for what S3 promises and LocalStack does not keep; and for S3's refusals.
+
+LocalStack completes two multipart uploads of one key with `If-None-Match: *` at once, and lets both win. S3 does not:
+here one completion follows the other.
+"""
+
+import asyncio
+import io
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, web
+from cloud import environment
+from yarl import URL
+
+HOP = {"connection", "transfer-encoding", "keep-alive", "date", "server", "content-length"}
+Rule = Callable[[web.Request], tuple[int, str] | None]
+
+
+class S3Gate:
+    """Forwards all requests but those that `refuse` answers: (status, code) for a request, or None."""
+
+    def __init__(self, upstream: str) -> None:
+        self.url = ""
+        self.refuse: Rule | None = None
+        self.stall_after: int | None = None
+        """After how many bytes of an answer nothing more comes."""
+        self.seen: list[str] = []
+        self._upstream = upstream
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="s3-gate", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
+
+    def stop(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _start(self) -> None:
+        self._completing = asyncio.Lock()
+        self._session = ClientSession(
+            auto_decompress=False, timeout=ClientTimeout(total=120), cookie_jar=DummyCookieJar()
+        )
+        app = web.Application(client_max_size=1 << 26)
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def _stop(self) -> None:
+        await self._runner.cleanup()
+        await self._session.close()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        self.seen.append(f"{request.method} {request.rel_url}")
+        if self.refuse is not None and (refusal := self.refuse(request)):
+            status, code = refusal
+            xml = f"<Error><Code>{code}</Code><Message>as the service says it</Message></Error>"
+            return web.Response(status=status, text=xml, content_type="application/xml")
+        if request.method == "POST" and "uploadId" in request.query:
+            async with self._completing:
+                return await self._forward(request)
+        return await self._forward(request)
+
+    async def _forward(self, request: web.Request) -> web.StreamResponse:
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP}
+        body = io.BytesIO(await request.read())
+        async with self._session.request(
+            request.method,
+            URL(self._upstream + str(request.rel_url), encoded=True),
+            headers=headers,
+            data=body,
+            allow_redirects=False,
+        ) as answer:
+            response = web.StreamResponse(status=answer.status)
+            for name, value in answer.headers.items():
+                if name.lower() not in HOP:
+                    response.headers[name] = value
+            response.content_length = int(answer.headers.get("Content-Length", 0))
+            await response.prepare(request)
+            sent = 0
+            async for chunk in answer.content.iter_chunked(1 << 16):
+                if request.method == "HEAD":
+                    continue
+                if self.stall_after is not None and sent >= self.stall_after:
+                    await asyncio.Event().wait()
+                await response.write(chunk)
+                sent += len(chunk)
+            return response
+
+
+@pytest.fixture
+def s3_gate(aws: str) -> Iterator[S3Gate]:
+    """S3 as it documents itself, and the environment names it."""
+    gate = S3Gate(aws)
+    gate.start()
+    with environment({"AWS_ENDPOINT_URL_S3": gate.url}):
+        yield gate
+    gate.stop()
