@@ -10,7 +10,7 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -118,11 +118,14 @@ async def bucket() -> AsyncIterator[Bucket]:
 class Killing:
     """Requests whose workers are killed, one after the other."""
 
-    def __init__(self, store: Watched, folder: Path, size: int, *more: str) -> None:
+    def __init__(
+        self, store: Watched, folder: Path, size: int, *more: str, env: Mapping[str, str] | None = None
+    ) -> None:
         self.store = store
         self._folder = folder
         self._size = size
         self._more = more
+        self._env = env
         self._answers = folder / "answers.db"
         ends = [f"sqlite:///{folder / 'requests.db'}?queue=r&lease=1", f"sqlite:///{self._answers}?queue=a"]
         self.queues = Queues(End(ends[0], ends[0]), End(ends[1], ends[1]), lease=1)
@@ -141,7 +144,7 @@ class Killing:
     def worker(self) -> Iterator[WorkerProcess]:
         arguments = ["--blobs", self.store.url, "--max-inline-bytes", "1000", "--max-attempts", "1000"]
         arguments += ["--max-request-bytes", str(60 << 20), *self._more]
-        with WorkerProcess(self.queues, self._folder / "worker.log", *arguments) as worker:
+        with WorkerProcess(self.queues, self._folder / "worker.log", *arguments, env=self._env) as worker:
             yield worker
 
     @contextlib.contextmanager
