@@ -120,8 +120,9 @@ class Subscription(Protocol):
     async def ack(self, messages: Sequence[Message]) -> list[AdapterError | None]:
         """Settle: the messages are never delivered again. One outcome for each, in order, None for success.
 
-        A lease that has ended but has passed to nobody else can still be acked. `LeaseLost` if another delivery has
-        happened since, or the message is gone. One failed entry does not fail the others.
+        A lease that has ended but has passed to nobody else can still be acked, except on SQS FIFO queues, which take
+        the end for the loss. `LeaseLost` if another delivery has happened since, or the message is gone. One failed
+        entry does not fail the others.
         """
 
     async def set_lease(self, messages: Sequence[Message], seconds: float) -> list[AdapterError | None]:

@@ -220,7 +220,7 @@ class Handler:
         timer = self._limits.at(min(clock() + limit, latest))
 
         def waits(waiting: bool) -> None:
-            timer.when = latest if waiting else min(clock() + limit, latest)
+            timer.reschedule(latest if waiting else min(clock() + limit, latest))
             if on_wait is not None:
                 on_wait(waiting)
 

@@ -1,14 +1,12 @@
-"""Time limits of many calls at once, looked at a few times a second.
+"""Time limits of many calls at once, on one timer.
 
 A timer of the event loop for each call, which is what `asyncio.timeout` makes, costs as much as reading a small
-request.
+request; and nearly all of them end in time.
 """
 
 import asyncio
+import math
 from types import TracebackType
-
-TICK = 0.1
-"""Seconds by which a call may run over its time."""
 
 
 class Limits:
@@ -17,31 +15,36 @@ class Limits:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._running: dict[Limit, None] = {}
-        self._ticking = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf
+        """When the timer runs out: at the earliest limit, or before it if that one has ended meanwhile."""
 
     def at(self, when: float) -> "Limit":
         """A context manager that ends its block with TimeoutError at `when`, the loop's time."""
         return Limit(self, when)
 
     def add(self, limit: "Limit") -> None:
-        """Watch a limit until `discard`."""
+        """Watch a limit until `discard`. Again: its time has changed."""
         self._running[limit] = None
-        if not self._ticking:
-            self._ticking = True
-            self._loop.call_later(TICK, self._tick)
+        if limit.when < self._due:
+            self._set(limit.when)
 
     def discard(self, limit: "Limit") -> None:
         """Watch it no more."""
         del self._running[limit]
 
-    def _tick(self) -> None:
-        now = self._loop.time()
+    def _set(self, due: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = due
+        self._timer = None if due == math.inf else self._loop.call_at(due, self._expire)
+
+    def _expire(self) -> None:
+        now = max(self._due, self._loop.time())  # a timer may run out a clock's tick early
         for limit in self._running:
             if limit.when <= now:
                 limit.expire()
-        self._ticking = bool(self._running)
-        if self._ticking:
-            self._loop.call_later(TICK, self._tick)
+        self._set(min((limit.when for limit in self._running if not limit.expired), default=math.inf))
 
 
 class Limit:
@@ -52,8 +55,12 @@ class Limit:
     def __init__(self, limits: Limits, when: float) -> None:
         self._limits = limits
         self.when = when
-        """The loop's time. May be changed while it runs."""
         self.expired = False
+
+    def reschedule(self, when: float) -> None:
+        """Change the time of a limit that is running."""
+        self.when = when
+        self._limits.add(self)
 
     def __enter__(self) -> "Limit":
         task = asyncio.current_task()

@@ -2,9 +2,9 @@
 
     uv run python -m benchmarks.s3_jobs [--mib 1024] [--line-bytes 1024] [--store file|s3]
 
-`rejoinder worker --engine echo` runs a job whose input has so many MiB and whose output has a little more: on `file` in
-a directory, on `s3` in LocalStack, which is started for it unless REJOINDER_TEST_AWS names a running one. Memory is the
-worker's resident set, all of it: what it has at most (the kernel's own mark, VmHWM) beyond what it had when it was ready
+`rejoinder worker --engine echo` runs a job whose input has so many MiB and whose output has a little more: on `file`
+in a directory, on `s3` in LocalStack, started for it unless REJOINDER_TEST_AWS names a running one. Memory is the
+worker's resident set, all of it: its maximum (the kernel's own mark, VmHWM) beyond what it had when it was ready
 and idle. More than 96 MiB beyond is a failure: exit code 1.
 """
 

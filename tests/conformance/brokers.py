@@ -51,6 +51,10 @@ class Broker:
     """Whether one consumer gets messages without an ordering key in the order of publishing."""
     tells_lost: bool = True
     """Whether settling what another delivery has taken, or what is gone, is `LeaseLost`."""
+    acks_late: bool = True
+    """Whether a lease that has ended, and has passed to nobody else, can be acked."""
+    renews_late: bool = True
+    """Whether such a lease can be renewed."""
     tells_backlog: bool = True
     """Whether `backlog` is exact and at once."""
     dead_count_afresh: bool = True
@@ -122,6 +126,7 @@ sqs = partial(
     patience=60,
     keeps_order=False,
     tells_lost=False,
+    renews_late=False,
     tells_backlog=False,
     dead_count_afresh=False,
     filler=b"x",
@@ -146,7 +151,7 @@ BROKERS = (
     Broker("memory", _memory, short_lease=0.2, patience=20, across_processes=False),
     Broker("sqlite", _sqlite, short_lease=0.2, patience=20),
     sqs("sqs", _sqs, orders_keys=False, carries_pointers=True),
-    sqs("sqs-fifo", partial(_sqs, fifo=True), carries_pointers=True),
+    sqs("sqs-fifo", partial(_sqs, fifo=True), acks_late=False, carries_pointers=True),
     sqs("sns", _sns, orders_keys=False),
     pubsub("pubsub", _pubsub, orders_keys=False),
     # The emulator fails every pull of an ordered subscription that has a message to bury.

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 from conformance_bench import CLOCK, put
+from needs import needs
 
 from rejoinder.adapters import Message
+
+pytestmark = needs("across_processes")
 
 
 @asynccontextmanager
@@ -31,9 +34,9 @@ async def line(process):
         return json.loads(await process.stdout.readline())
 
 
-async def test_consumers_in_several_processes_share_without_overlap(shared):
-    queue = await shared.queue()
-    subscription, topic = await shared.subscription(queue.subscription), await shared.topic(queue.topic)
+async def test_consumers_in_several_processes_share_without_overlap(bench):
+    queue = await bench.queue()
+    subscription, topic = await bench.subscription(queue.subscription), await bench.topic(queue.topic)
     consumed: list[str] = []
     async with (
         peer("consume", queue.subscription) as one,
@@ -60,45 +63,44 @@ async def test_consumers_in_several_processes_share_without_overlap(shared):
             reader.result()
     assert len(consumed) == len(set(consumed))
     assert set(consumed) == set(published)
-    assert await shared.nothing(subscription)
+    assert await bench.nothing(subscription)
 
 
-async def test_another_process_is_heard_while_waiting(shared):
-    queue = await shared.queue()
-    subscription = await shared.subscription(queue.subscription)
+async def test_another_process_is_heard_while_waiting(bench):
+    queue = await bench.queue()
+    subscription = await bench.subscription(queue.subscription)
     receiving = asyncio.create_task(subscription.receive(1, 60))
     async with peer("publish", queue.topic) as publisher:
         event = await line(publisher)
         (message,) = await receiving
-        if shared.broker.keeps_order:
+        if bench.broker.keeps_order:
             assert message.id == event["ids"][0]
         while message.id not in event["ids"]:
             event = await line(publisher)
 
 
-async def test_a_killed_holder_loses_its_lease_and_not_the_message(shared):
-    lease = max(1.0, shared.broker.short_lease)
-    queue = await shared.queue(lease)
-    subscription, topic = await shared.subscription(queue.subscription), await shared.topic(queue.topic)
+async def test_a_killed_holder_loses_its_lease_and_not_the_message(bench):
+    lease = max(1.0, bench.broker.short_lease)
+    queue = await bench.queue(lease)
+    subscription, topic = await bench.subscription(queue.subscription), await bench.topic(queue.topic)
     (sent,) = await put(topic, b"x")
     async with peer("hold", queue.subscription) as holder:
         held = await line(holder)
-        assert (held["id"], held["attempt"]) == (sent, shared.attempt(1))
-    (message,) = await shared.get(subscription)  # killed by now
-    assert (message.id, message.attempt, message.body) == (sent, shared.attempt(2), b"x")
+        assert (held["id"], held["attempt"]) == (sent, bench.attempt(1))
+    (message,) = await bench.get(subscription)  # killed by now
+    assert (message.id, message.attempt, message.body) == (sent, bench.attempt(2), b"x")
     assert time.time() >= held["before"] + lease - CLOCK
 
 
-async def test_a_killed_holder_of_the_last_attempt_leaves_a_dead_letter(shared):
-    if not shared.broker.buries:
-        pytest.skip("its dead letters cannot be tested")
-    queue = await shared.queue(shared.broker.short_lease, max_attempts=shared.broker.least_attempts)
-    subscription, topic = await shared.subscription(queue.subscription), await shared.topic(queue.topic)
+@needs("buries")
+async def test_a_killed_holder_of_the_last_attempt_leaves_a_dead_letter(bench):
+    queue = await bench.queue(bench.broker.short_lease, max_attempts=bench.broker.least_attempts)
+    subscription, topic = await bench.subscription(queue.subscription), await bench.topic(queue.topic)
     assert queue.dead_letter is not None
-    dead = await shared.subscription(queue.dead_letter)
+    dead = await bench.subscription(queue.dead_letter)
     (sent,) = await put(topic, b"x")
-    for _ in range(shared.broker.least_attempts - 1):
-        assert await subscription.set_lease(await shared.get(subscription), 0) == [None]
+    for _ in range(bench.broker.least_attempts - 1):
+        assert await subscription.set_lease(await bench.get(subscription), 0) == [None]
     async with peer("hold", queue.subscription) as holder:
         assert (await line(holder))["id"] == sent
 
@@ -107,13 +109,13 @@ async def test_a_killed_holder_of_the_last_attempt_leaves_a_dead_letter(shared):
         return await subscription.receive(1, 0) == [] and bool(corpses.extend(await dead.receive(1, 0)) or corpses)
 
     corpses: list[Message] = []
-    await shared.until(moved)
+    await bench.until(moved)
     assert corpses[0].body == b"x"
 
 
 @pytest.mark.parametrize("events", [1, 20, 60])
-async def test_a_killed_publisher_loses_no_id_that_it_was_given(shared, events):
-    queue = await shared.queue()
+async def test_a_killed_publisher_loses_no_id_that_it_was_given(bench, events):
+    queue = await bench.queue()
     printed: list[str] = []
     async with peer("publish", queue.topic) as publisher:
         for _ in range(events):
@@ -123,7 +125,7 @@ async def test_a_killed_publisher_loses_no_id_that_it_was_given(shared, events):
     for text in rest.decode().splitlines(keepends=True):
         if text.endswith("\n"):  # the last one may be cut off
             printed += json.loads(text)["ids"]
-    subscription = await shared.subscription(queue.subscription)
+    subscription = await bench.subscription(queue.subscription)
     received: set[str] = set()
     while messages := await subscription.receive(1000, 0):
         received.update(message.id for message in messages)

@@ -5,6 +5,7 @@ import collections
 
 import pytest
 from conformance_bench import put
+from needs import needs
 
 from rejoinder.adapters import Outgoing, TooLarge, open_subscription, open_topic
 
@@ -56,9 +57,8 @@ async def test_the_largest_body_is_taken(bench):
     assert len(message.body) == topic.max_body
 
 
+@needs("orders_keys")
 async def test_messages_of_one_ordering_key_keep_the_order_of_publishing(bench):
-    if not bench.broker.orders_keys:
-        pytest.skip("this broker keeps no order")
     subscription, topic = await bench.pair()
     for first in range(0, 30, 6):
         batch = [Outgoing(b"%d" % number, ordering_key=f"key{number % 2}") for number in range(first, first + 6)]

@@ -6,6 +6,7 @@ import time
 
 import pytest
 from conformance_bench import CLOCK, put
+from needs import needs
 
 from rejoinder.adapters import Message, Outgoing
 
@@ -85,9 +86,8 @@ async def test_a_limit_below_one_is_refused(bench, limit):
         await subscription.receive(limit, 0)
 
 
+@needs("keeps_order")
 async def test_oldest_available_first(bench):
-    if not bench.broker.keeps_order:
-        pytest.skip("this broker keeps no order")
     subscription, topic = await bench.pair()
     bodies = [b"%d" % number for number in range(50)]
     await put(topic, *bodies[:20])
@@ -147,9 +147,8 @@ async def test_a_lease_that_ends_brings_the_message_back(bench):
         leased, previous = before, message
 
 
+@needs("buries")
 async def test_after_max_attempts_a_message_moves_to_the_dead_letter_queue(bench):
-    if not bench.broker.buries:
-        pytest.skip("its dead letters cannot be tested")
     most = max(2, bench.broker.least_attempts)
     queue = await bench.queue(bench.broker.short_lease, max_attempts=most)
     subscription, topic = await bench.subscription(queue.subscription), await bench.topic(queue.topic)
@@ -177,9 +176,8 @@ async def test_after_max_attempts_a_message_moves_to_the_dead_letter_queue(bench
     assert corpses[0].attempt == bench.attempt(1 if bench.broker.dead_count_afresh else most + 1)
 
 
+@needs("buries")
 async def test_a_nack_of_the_last_attempt_moves_it_too(bench):
-    if not bench.broker.buries:
-        pytest.skip("its dead letters cannot be tested")
     queue = await bench.queue(max_attempts=bench.broker.least_attempts)
     subscription, topic = await bench.subscription(queue.subscription), await bench.topic(queue.topic)
     assert queue.dead_letter is not None

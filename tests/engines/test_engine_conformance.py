@@ -10,6 +10,7 @@ import pytest_asyncio
 from children import children
 from engine_conformance import MODELS, SUBJECTS
 from engine_harness import eventually
+from needs import able, needs
 
 from rejoinder.worker.engines.protocol import EngineRequest
 from rejoinder.worker.errors import Missing, Unavailable
@@ -24,8 +25,15 @@ def model(tmp_path_factory):
     return {family: str(build(tmp_path_factory.mktemp(family))) for family, build in MODELS.items()}.__getitem__
 
 
-@pytest.fixture(scope="module", params=SUBJECTS, ids=lambda subject: subject.name)
+def pytest_generate_tests(metafunc):
+    if "subject" in metafunc.fixturenames:
+        subjects = able(metafunc, SUBJECTS)
+        metafunc.parametrize("subject", subjects, ids=lambda one: one.name, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def subject(request):
+    """Every engine that has what the test `needs`, one after the other."""
     if request.param.fixture:
         request.getfixturevalue(request.param.fixture)
     return request.param
@@ -114,9 +122,8 @@ async def test_the_same_request_has_the_same_body_in_any_company(engine, subject
             subject.shapes[request.path].model_validate(body, strict=True)
 
 
+@needs("bad")
 async def test_a_bad_request_has_its_own_error_and_harms_no_neighbour(engine, subject):
-    if not subject.bad:
-        pytest.skip("it refuses nothing")
     good = [subject.good(i) for i in range(len(subject.bad))]
     want = await bodies(engine, good)
     mixed = [request for pair in zip(good, [bad.request for bad in subject.bad], strict=True) for request in pair]
@@ -134,9 +141,8 @@ async def test_more_than_its_capacity_is_answered(engine, subject):
     assert len(await bodies(engine, requests)) == len(requests)
 
 
+@needs("long")
 async def test_cancelling_stops_the_work_and_frees_its_place(engine, subject):
-    if subject.long is None:
-        pytest.skip("nothing runs long enough")
     capacity, before = engine.capacity, engine.progress
     calls = [asyncio.create_task(engine.generate(subject.long(i))) for i in range(2 * capacity)]
     await eventually(lambda: engine.progress > before)
@@ -151,9 +157,8 @@ async def test_cancelling_stops_the_work_and_frees_its_place(engine, subject):
     assert engine.progress - before < 200 * capacity
 
 
+@needs("process")
 async def test_a_killed_process_is_unavailable_and_comes_back(engine, subject):
-    if not subject.process:
-        pytest.skip("it has no process")
     want = await engine.generate(subject.good(0))
     calls = [asyncio.create_task(engine.generate(subject.long(i))) for i in range(2 * engine.capacity)]
     await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)  # they run, and at most half can be near their end

@@ -12,11 +12,10 @@ from judge import MIB, TOLERANCES, Record, breaches
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.timeout(240)
 def test_a_minute_of_long_jobs_under_a_short_lease(aws: str, gcp: str) -> None:
     # All brokers at once: it is waiting, not work.
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.soak", "--minutes", "0.5", "--jobs", "5", "30"],
+        [sys.executable, "-m", "benchmarks.soak", "--minutes", "1", "--jobs", "5", "45"],
         cwd=ROOT,
         env={**os.environ, "REJOINDER_TEST_AWS": aws, "REJOINDER_TEST_PUBSUB": gcp},
         capture_output=True,
