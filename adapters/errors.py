@@ -1,10 +1,10 @@
-"""What a broker can answer besides success.
+"""What a broker or a store can answer besides success.
 
     AdapterError
     ├── Transient   the broker is away, busy or throttling: the same call may succeed later
     ├── Denied      the credentials do not allow it
-    ├── NotFound    the queue, topic, subscription or file is not there
-    ├── TooLarge    the message is larger than the broker carries
+    ├── NotFound    the queue, topic, subscription, file, bucket or object is not there
+    ├── TooLarge    the message or object is larger than the broker or store carries
     ├── Refused     the broker does not take this one message, whatever it takes else (also a ValueError)
     ├── LeaseLost   the lease of this delivery has passed to somebody else, or the message is gone
     └── BadURL      the URL names no adapter, or names it wrongly (also a ValueError)

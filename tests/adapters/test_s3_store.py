@@ -45,9 +45,18 @@ async def content_of(store, key):
         return b"".join([chunk async for chunk in blob.chunks])
 
 
+async def read_until(store, fault):
+    """Read all, with a fault from the first chunk on."""
+    async with store.read("k") as blob:
+        await anext(blob.chunks)
+        fault()
+        async for _ in blob.chunks:
+            pass
+
+
 @pytest.mark.parametrize("size", [10, 9 * MIB])
 @pytest.mark.parametrize(
-    ("status", "code", "kind"),
+    "refusal",
     [
         (403, "AccessDenied", Denied),
         (503, "SlowDown", Transient),
@@ -58,7 +67,8 @@ async def content_of(store, key):
         (400, "XAmzContentChecksumMismatch", Transient),
     ],
 )
-async def test_refusals_of_a_put(s3_gate, bucket, size, status, code, kind):
+async def test_refusals_of_a_put(s3_gate, bucket, size, refusal):
+    status, code, kind = refusal
     last = "PUT" if size < 8 * MIB else "POST"
 
     def refuse(request):
@@ -125,11 +135,7 @@ async def test_a_read_that_breaks_off_or_is_silent_is_transient(s3_gate, bucket,
         async with open_blobs(bucket.url) as through:
             for fault in (proxy.cut, proxy.hang):
                 with pytest.raises(Transient):
-                    async with through.read("k") as blob:
-                        await anext(blob.chunks)
-                        fault()
-                        async for _ in blob.chunks:
-                            pass
+                    await read_until(through, fault)
                 proxy.restore()
             assert len(await content_of(through, "k")) == 20 * MIB
 
@@ -153,11 +159,7 @@ async def test_garbled_content_is_noticed(s3_gate, bucket, monkeypatch):
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
         async with open_blobs(bucket.url) as store:
             with pytest.raises(Transient):
-                async with store.read("k") as blob:
-                    await anext(blob.chunks)
-                    proxy.corrupt(answers_only=True)
-                    async for _ in blob.chunks:
-                        pass
+                await read_until(store, lambda: proxy.corrupt(answers_only=True))
 
 
 async def test_a_store_that_is_away_is_transient(aws, monkeypatch):

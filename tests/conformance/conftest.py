@@ -9,7 +9,8 @@ from needs import able
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "bench" in metafunc.fixturenames:
-        metafunc.parametrize("bench", able(metafunc, BROKERS), ids=lambda broker: broker.name, indirect=True)
+        kinds = getattr(metafunc.module, "KINDS", BROKERS)
+        metafunc.parametrize("bench", able(metafunc, kinds), ids=lambda kind: kind.name, indirect=True)
 
 
 @pytest.fixture
@@ -25,8 +26,9 @@ async def bench(request, tmp_path) -> AsyncIterator[Bench]:
 def _silent(caplog):
     """Adapters never log, at any level. What their SDKs say for debugging is theirs."""
     caplog.set_level(0)
-    levels = {"aiobotocore": 30, "botocore": 30, "asyncio": 20, "google": 20, "grpc": 20, "urllib3": 20}
-    for vendor, level in levels.items():
+    chatty = {"aiobotocore": 30, "botocore": 30, "asyncio": 20, "google": 20, "grpc": 20, "urllib3": 20}
+    chatty["aiohttp.server"] = 100  # the tests' own services, whose clients may leave early
+    for vendor, level in chatty.items():
         caplog.set_level(level, logger=vendor)
     yield
     records = [record for when in ("setup", "call", "teardown") for record in caplog.get_records(when)]

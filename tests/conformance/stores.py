@@ -23,6 +23,8 @@ class Store:
     keeps_content_type: bool = True
     has_buckets: bool = True
     """Whether a store can be missing for a put, too."""
+    holds_parts: bool = True
+    """Whether an object is never in memory as a whole."""
     longest_part: int = 1024
     """Bytes of the longest part of a key."""
 
@@ -67,7 +69,7 @@ async def _gcs(_directory: Path, service: Any) -> str:
 
 
 STORES = (
-    Store("memory", _memory, _none, across_processes=False, has_buckets=False),
+    Store("memory", _memory, _none, across_processes=False, has_buckets=False, holds_parts=False),
     Store("file", _file, _unfinished, keeps_content_type=False, has_buckets=False, longest_part=255),
     Store("s3", _s3, _uploads, service="s3_gate"),
     Store("gcs", _gcs, _none, service="gcs"),

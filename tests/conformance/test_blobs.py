@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from needs import needs
 from stores import STORES
 
 from rejoinder.adapters import NotFound, open_blobs
@@ -34,7 +35,11 @@ NO_KEYS = [
 ]
 
 
-@pytest.fixture(params=STORES, ids=lambda store: store.name)
+KINDS = STORES
+"""What `bench` is in place of a broker."""
+
+
+@pytest.fixture
 async def bench(request, tmp_path):
     """Every store, one after the other: (what it is, its URL, the store)."""
     kind = request.param
@@ -198,11 +203,10 @@ async def test_a_put_cancelled_anywhere_leaves_nothing_or_all(bench):
         assert await bench.left() == []
 
 
+@needs("across_processes")
 @pytest.mark.parametrize("size", [1 << 16, LONG])
 @pytest.mark.parametrize("then", [1, LONG])
 async def test_a_killed_put_leaves_nothing_after_the_next(bench, size, then):
-    if not bench.kind.across_processes:
-        pytest.skip("nobody else can see it")
     script = str(Path(__file__).with_name("blob_peer.py"))
     peer = await asyncio.create_subprocess_exec(
         sys.executable, script, bench.url, "dir/k", str(size), stdout=asyncio.subprocess.PIPE
@@ -222,9 +226,8 @@ async def test_a_killed_put_leaves_nothing_after_the_next(bench, size, then):
     assert await bench.left() == []
 
 
+@needs("holds_parts")
 async def test_reading_and_putting_hold_some_parts_of_it(bench):
-    if bench.kind.name == "memory":
-        pytest.skip("it holds everything")
     await bench.store.put("warm", stream(b"x" * 9 * MIB), "text/plain")
     piece = random.Random(1).randbytes(1 << 16)
 
@@ -270,9 +273,8 @@ async def test_many_at_once(bench):
     await asyncio.gather(*map(one, range(100)))
 
 
+@needs("has_buckets")
 async def test_a_store_that_is_not_there(bench):
-    if not bench.kind.has_buckets:
-        pytest.skip("putting makes it")
     scheme, _, rest = bench.url.partition("://")
     async with open_blobs(f"{scheme}://{rest.partition('/')[0]}-not/prefix") as store:
         for call in (
