@@ -173,6 +173,20 @@ async def test_a_stop_hands_the_job_back_and_leaves_nothing(tmp_path: Path) -> N
         assert unfinished(tmp_path) == []
 
 
+async def test_a_stop_lets_the_job_end_within_its_grace(tmp_path: Path) -> None:
+    async with line_bench(tmp_path, capacity=2, is_open=False, grace_seconds=20.0) as it:
+        await send_lines(it, tmp_path, b"".join(b"%d\n" % n for n in range(100)))
+        await until(lambda: len(it.engine.running) == 2)
+        stopping = asyncio.create_task(it.stop())
+        await until(it.signals.stop.is_set)
+        it.engine.open = True
+        for number in (0, 1):
+            it.engine.release(number)
+        await stopping
+        assert await lines_of(it, tmp_path) == [ran(number) for number in range(100)]
+        await until_empty(it)
+
+
 async def test_an_engine_that_is_gone_ends_job_and_worker(tmp_path: Path) -> None:
     async with line_bench(tmp_path, capacity=2, is_open=False) as it:
         await send_lines(it, tmp_path, b'1\n"dies"\n3\n')
