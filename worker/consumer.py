@@ -314,6 +314,8 @@ class Consumer:
         await self._until_done(self._clock() + LAST_SECONDS, asyncio.Event())
         left = list(self._held)
         if left:
+            for held in left:
+                self._turns.cut(held)  # all go together: none takes those behind it along when the abort ends it
             # First, so that nothing is published after its message was handed back.
             await self._settlement.abort()
         await self._hand_back(left, LAST_SECONDS)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from group_queue import GroupQueue, opener
-from worker_harness import Bench, GateEngine, bench, until
+from worker_harness import Bench, GateEngine, bench, flaky, until
 
-from rejoinder.adapters import Message
+from rejoinder.adapters import Message, Transient
 from rejoinder.worker import consumer as consumer_module
 from rejoinder.worker.engines.protocol import EngineRequest
 from rejoinder.worker.errors import BadRequest, Failed, Unavailable
@@ -215,6 +215,25 @@ async def test_what_still_runs_after_the_grace_goes_back_before_those_behind_it(
         for number in range(3):
             queue.send("a", envelope(f"a{number}"))
         await until(lambda: it.engine.running and len(queue.events) == 3)
+        it.signals.receive("SIGTERM")
+        assert it.task is not None
+        await asyncio.wait_for(it.task, 10)
+        assert [e.number for e in queue.events if e.what == "let go"] == [0, 1, 2]
+
+
+async def test_an_answer_that_cannot_be_published_by_the_end_goes_back_before_those_behind_it(
+    queue: GroupQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "LAST_SECONDS", 0.1)
+    async with bench(start=False, grace_seconds=0.1) as it, flaky(it, monkeypatch) as (_, topic):
+        monkeypatch.setattr("rejoinder.worker.service.open_subscription", opener(queue))
+        topic.fail["publish"] = [Transient("away")]
+        topic.hang.add("publish")
+        for number in range(3):
+            queue.send("a", envelope(f"a{number}"))
+        it.engine.open = True
+        it.start()
+        await until(lambda: topic.under_way and len(queue.events) == 3)  # tried again, on its own
         it.signals.receive("SIGTERM")
         assert it.task is not None
         await asyncio.wait_for(it.task, 10)
