@@ -46,15 +46,19 @@ def _finite(text: str) -> float:
     return value
 
 
+def _too_long(text: str) -> bool:
+    return len(text) > MAX_DIGITS and len(text.removeprefix("-")) > MAX_DIGITS
+
+
 def _int(text: str) -> int:
-    if len(text) > MAX_DIGITS:
+    if _too_long(text):
         raise UnusableError(f"the request is not usable as JSON: an integer of more than {MAX_DIGITS} digits")
     return int(text)
 
 
 def _any_int(text: str) -> int | str:
     # The value of a metadata integer is never needed, only its text, so any length will do.
-    return int(text) if len(text) <= MAX_DIGITS else text
+    return text if _too_long(text) else int(text)
 
 
 class _DuplicateError(Exception):

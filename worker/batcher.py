@@ -54,7 +54,11 @@ class Gatherer(Generic[Item]):
             self._draining -= 1  # in the same step that found nothing pending
 
     async def abort(self) -> list[Item]:
-        """Flush nothing more, and cancel what is under way. Returns the items that are in no batch."""
+        """Flush nothing more, whatever is put in from now on, and cancel what is under way.
+
+        Returns the items that are in no batch.
+        """
+        self._concurrency = 0
         left = list(self._pending)
         self._pending.clear()
         for task in self._tasks:
@@ -107,6 +111,9 @@ class Batcher(Generic[Item, Outcome]):
                 future.set_result(outcome)
 
     async def abort(self) -> None:
-        """Flush nothing more: what is under way is cancelled, and every submission without an outcome with it."""
+        """Flush nothing more: what is under way is cancelled, and every submission without an outcome with it.
+
+        Who submits later waits until cancelled.
+        """
         for _, future in await self._gatherer.abort():
             future.cancel()

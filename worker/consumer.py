@@ -178,10 +178,11 @@ class Consumer:
             delay = min(until - now, self._subscription.max_lease_seconds)
             await self._settlement.let_come(some, delay, limit=limit)
 
-    def _in_background(self, handing_back: Coroutine[Any, Any, None]) -> None:
+    def _in_background(self, handing_back: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(handing_back)
         self._handing_back.add(task)
         task.add_done_callback(self._handing_back.discard)
+        return task
 
     def _room(self) -> int:
         """How many messages may be received now."""
@@ -321,6 +322,8 @@ class Consumer:
         await self._until_done(self._clock() + LAST_SECONDS, asyncio.Event())
         left = list(self._held)
         if left:
+            for held in left:
+                self._turns.cut(held)  # all go together: none takes those behind it along when the abort ends it
             # First, so that nothing is published after its message was handed back.
             await self._settlement.abort()
         await self._hand_back(left, LAST_SECONDS)
@@ -350,13 +353,20 @@ class Consumer:
 
         Those that wait for one of them go along.
         """
-        going = list(dict.fromkeys(one for held in helds for one in (held, *self._turns.cut(held))))
+        staying = [held for held in helds if not held.leaving]
+        going = list(dict.fromkeys(one for held in staying for one in (held, *self._turns.cut(held))))
         others = [held for held in going if held.task is not asyncio.current_task()]
+        for held in going:
+            held.leaving = True
         for held in others:
             held.abandon()
-        if others:
-            await asyncio.wait([held.task for held in others])
         self.counts.handed_back += len(going)
+        # Who asks may be one of those whose work is stopped by the next who asks: those that go along still go.
+        await asyncio.shield(self._in_background(self._go(going, [held.task for held in others], limit)))
+
+    async def _go(self, going: Sequence[Held], ending: Sequence[asyncio.Task[None]], limit: float | None) -> None:
+        if ending:
+            await asyncio.wait(ending)
         await self._settlement.let_go(going, 0, limit=limit)
         for held in going:
             self._forget(held)  # what was being settled has nobody else to do it

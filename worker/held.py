@@ -41,6 +41,8 @@ class Held:
     """It was given to the settlement, which says when it is done with it."""
     abandoned: bool = False
     """Its work was stopped: no answer may follow, even if the work ended at that very moment."""
+    leaving: bool = False
+    """It is being handed back."""
 
     def waits(self, waiting: bool) -> None:
         """See `EngineRequest.waits`: what the engine has not let in is not started, and goes back first."""

@@ -1,6 +1,7 @@
 """One keeper renews the lease of every message held, waiting or running, on whichever broker."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -118,10 +119,10 @@ class LeaseKeeper:
             while self._refused is None:
                 wait = self._start_due()
                 self._changed.clear()
-                try:
-                    await asyncio.wait_for(self._changed.wait(), wait)
-                except TimeoutError:
-                    continue
+                # Not wait_for: until Python 3.12 it drops a cancellation that comes in the turn of what it waits for.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        await self._changed.wait()
             raise self._refused
         finally:
             for renewal in self._renewals:

@@ -6,12 +6,12 @@ import resource
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from rejoinder.schemas import envelope
 from rejoinder.schemas.envelope import ParsedRequest, parse_request, write_response
-from rejoinder.schemas.reading import MAX_NESTING
+from rejoinder.schemas.reading import MAX_NESTING, Document, read_plain
 from rejoinder.schemas.wire import WireError, peek_metadata, read_object, write_json
 
 JSON = st.recursive(
@@ -190,6 +190,52 @@ def test_brackets_in_strings_do_not_nest() -> None:
 def test_a_wide_document_is_not_deep() -> None:
     value = [[{}] * 50] * 500
     assert read_object(request_bytes(body=value))[0]["body"] == value
+
+
+# What could mislead the reading in one scan as to where metadata stands, and what both ways must refuse alike.
+ODD_STRINGS = st.sampled_from(
+    [
+        r'"metadata"',
+        r'"met\u0061data"',
+        r'"\u006Detadata"',
+        r'"x\"metadata"',
+        r'"\"metadata\""',
+        r'"metadata\\"',
+        '"\x7f"',
+    ]
+) | st.text(max_size=3).map(json.dumps)
+ODD_NUMBERS = st.sampled_from(["-0", "01", "1e400", "1.0", "NaN", "9" * 4300, "9" * 4301, "-" + "9" * 4300])
+SPACE = st.sampled_from(["", " ", "\r\n\t"])
+
+
+def objects(values: st.SearchStrategy[str], first: str = "") -> st.SearchStrategy[str]:
+    member = st.builds(lambda *parts: "".join(parts), SPACE, ODD_STRINGS, SPACE, st.just(":"), SPACE, values, SPACE)
+    whole = st.lists(member, max_size=3).map(lambda members: [first, *members] if first else members)
+    return whole.flatmap(st.permutations).map(lambda members: "{" + ",".join(members) + "}")
+
+
+ODD_VALUES = st.recursive(ODD_STRINGS | ODD_NUMBERS, objects, max_leaves=6)
+
+
+@given(objects(ODD_VALUES).flatmap(lambda own: objects(ODD_VALUES, f'"metadata" : {own}')))
+def test_reading_in_one_scan_gives_what_the_walk_gives(text: str) -> None:
+    plain = read_plain(text)
+    event(f"in one scan: {plain is not None}")
+    if plain is not None:
+        document = Document(text)
+        document.read()
+        assert document.duplicate is None
+        assert (repr(document.values), document.metadata) == (repr(plain[0]), plain[1])
+
+
+@pytest.mark.parametrize("more", ["", ',"note":"metadata"'])  # the second cannot be read in one scan
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_how_many_digits_an_integer_may_have(sign: str, more: str) -> None:
+    longest = sign + "9" * 4300
+    text = '{"metadata":{},"body":%s' + more + "}"
+    assert read_object((text % longest).encode())[0]["body"] == int(longest)
+    with pytest.raises(WireError, match="more than 4300 digits"):
+        read_object((text % (longest + "9")).encode())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, {"a": [-math.inf]}])

@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import json
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from group_queue import GroupQueue, opener
-from worker_harness import Bench, GateEngine, bench, until
+from worker_harness import Bench, GateEngine, bench, flaky, until
 
-from rejoinder.adapters import Message
+from rejoinder.adapters import AdapterError, Message, Transient
 from rejoinder.worker import consumer as consumer_module
 from rejoinder.worker.engines.protocol import EngineRequest
 from rejoinder.worker.errors import BadRequest, Failed, Unavailable
@@ -219,6 +220,56 @@ async def test_what_still_runs_after_the_grace_goes_back_before_those_behind_it(
         assert it.task is not None
         await asyncio.wait_for(it.task, 10)
         assert [e.number for e in queue.events if e.what == "let go"] == [0, 1, 2]
+
+
+async def test_an_answer_that_cannot_be_published_by_the_end_goes_back_before_those_behind_it(
+    queue: GroupQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "LAST_SECONDS", 0.1)
+    async with bench(start=False, grace_seconds=0.1) as it, flaky(it, monkeypatch) as (_, topic):
+        monkeypatch.setattr("rejoinder.worker.service.open_subscription", opener(queue))
+        topic.fail["publish"] = [Transient("away")]
+        topic.hang.add("publish")
+        for number in range(3):
+            queue.send("a", envelope(f"a{number}"))
+        it.engine.open = True
+        it.start()
+        await until(lambda: topic.under_way and len(queue.events) == 3)  # tried again, on its own
+        it.signals.receive("SIGTERM")
+        assert it.task is not None
+        await asyncio.wait_for(it.task, 10)
+        assert [e.number for e in queue.events if e.what == "let go"] == [0, 1, 2]
+
+
+async def test_a_second_signal_while_some_go_back_leaves_none_of_them_behind(
+    queue: GroupQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.lease_seconds = 100.0
+    set_lease, asked, gate = queue.set_lease, asyncio.Event(), asyncio.Event()
+
+    async def slow(messages: Sequence[Message], seconds: float) -> list[AdapterError | None]:
+        if messages[0].id == "1":
+            asked.set()
+            await gate.wait()
+        return await set_lease(messages, seconds)
+
+    monkeypatch.setattr(queue, "set_lease", slow)
+    async with bench(GateEngine(capacity=1), prefetch=3, grace_seconds=1000.0) as it:
+        for number in range(3):
+            queue.send("a", envelope(f"a{number}"))
+        queue.send(None, envelope("waits for the slot"))
+        await until(lambda: it.engine.running and len(queue.events) == 4)
+        it.signals.receive("SIGTERM")
+        await until(lambda: [e.number for e in queue.events if e.what == "let go"] == [3])
+        it.engine.release("a0")
+        await asyncio.wait_for(asked.wait(), 10)
+        it.signals.receive("SIGTERM")
+        for _ in range(20):  # it hands back what is left
+            await asyncio.sleep(0)
+        gate.set()
+        assert it.task is not None
+        await asyncio.wait_for(it.task, 10)
+        assert [e.number for e in queue.events if e.what == "let go"] == [3, 1, 2]
 
 
 # ------------------------------------------------------------------------------------------------------ all at once

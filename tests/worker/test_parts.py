@@ -7,7 +7,7 @@ import pytest
 import structlog
 
 from rejoinder.adapters import AdapterError, Denied, Transient, open_subscription, open_topic
-from rejoinder.adapters.driver import Outgoing
+from rejoinder.adapters.driver import Message, Outgoing
 from rejoinder.adapters.memory import fresh_url
 from rejoinder.worker.batcher import Batcher
 from rejoinder.worker.engines.echo import EchoEngine
@@ -71,6 +71,23 @@ async def test_an_aborted_batcher_cancels_what_has_no_outcome() -> None:
     await batcher.abort()
     await asyncio.wait(tasks, timeout=5)
     assert all(task.cancelled() for task in tasks)
+
+
+async def test_an_aborted_batcher_calls_no_more() -> None:
+    batches: list[list[int]] = []
+
+    async def flush(batch: Sequence[int]) -> list[int]:
+        batches.append(list(batch))
+        return list(batch)
+
+    batcher: Batcher[int, int] = Batcher(flush)
+    assert await batcher.submit(0) == 0
+    await batcher.abort()
+    late = asyncio.create_task(batcher.submit(1))  # as one whose pause between two tries ends just then
+    _, waiting = await asyncio.wait({late}, timeout=0.1)
+    assert waiting == {late}
+    assert batches == [[0]]
+    late.cancel()
 
 
 async def test_a_flush_that_raises_fails_its_own_batch_only() -> None:
@@ -334,6 +351,33 @@ async def test_the_keeper_renews_in_batches_and_lets_go_of_what_is_released() ->
         assert calls == [49]
         running.cancel()
         await asyncio.wait({running})
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_keeper_that_is_stopped_as_a_renewal_ends_does_stop(turns: int) -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    class Slow:
+        lease_seconds = 600.0
+        max_hold_seconds = float("inf")
+
+        async def set_lease(self, messages: Sequence, _seconds: float) -> list:
+            asked.set()
+            await answer.wait()
+            return [None] * len(messages)
+
+    keeper = LeaseKeeper(Slow(), 1000.0)
+    now = asyncio.get_running_loop().time()
+    for received in (now - 300.0, now):  # one is due, and the other says until when to wait
+        keeper.hold(Message("m", b"", {}, 1, None, None), received, lambda: None)
+    running = asyncio.create_task(keeper.run())
+    await asyncio.wait_for(asked.wait(), 5)
+    answer.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait({running}, timeout=5)
+    assert running.cancelled()
 
 
 async def test_a_message_is_not_renewed_for_ever() -> None:
