@@ -164,7 +164,7 @@ class S3Store:
             found += ours
             if not page.get("IsTruncated") or len(ours) < len(uploads) or not ours:
                 return found
-            asked |= {"KeyMarker": target.name, "UploadIdMarker": ours[-1]}
+            asked |= {"KeyMarker": target.name, "UploadIdMarker": page["NextUploadIdMarker"]}
 
 
 async def _first_byte(s3: "S3Client", named: dict[str, Any]) -> bool:

@@ -302,6 +302,23 @@ async def test_uploads_of_a_key_that_died_are_all_removed_and_no_others(s3_gate,
     assert [one["Key"] for one in await bucket.uploads()] == ["kk", "other"]
 
 
+async def test_a_list_of_uploads_is_read_to_the_end_of_its_key(s3_gate, bucket, monkeypatch):
+    async def page_of_two(s3, asked):
+        return await list_uploads(s3, {**asked, "MaxUploads": 2})
+
+    list_uploads = s3_store._list_uploads
+    monkeypatch.setattr(s3_store, "_list_uploads", page_of_two)
+    async with open_blobs(bucket.url) as store:
+        for number in range(2, 7):
+            key = f"k{number}"  # encoded, LocalStack would take the encoded key alone for a marker
+            for one in [key] * number + [f"{key}/more"] * 3:
+                await bucket.client.create_multipart_upload(Bucket=bucket.name, Key=one)
+            assert await store.put(key, stream(1), "t")
+            assert [one["Key"] for one in await bucket.uploads()] == [f"{key}/more"] * 3
+            for one in await bucket.uploads():
+                await bucket.client.abort_multipart_upload(Bucket=bucket.name, Key=one["Key"], UploadId=one["UploadId"])
+
+
 async def test_a_name_of_the_endpoint_is_not_put_before_it(s3_gate, bucket, monkeypatch):
     """`bucket.HOST` is a name that nobody resolves where HOST is a local one."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_gate.url.replace("127.0.0.1", "localhost"))
