@@ -38,8 +38,8 @@ from rejoinder.adapters.errors import AdapterError, BadURL, Denied, LeaseLost, N
 CODES: Final[dict[type[AdapterError], str]] = {
     Denied: """
         AccessDenied AccountProblem AllAccessDisabled AuthFailure AuthorizationError ExpiredToken IncompleteSignature
-        InvalidAccessKeyId InvalidClientTokenId InvalidSecurity InvalidSignature MissingAuthenticationToken
-        NotAuthorized OptInRequired SignatureDoesNotMatch UnauthorizedOperation
+        InvalidAccessKeyId InvalidClientTokenId InvalidSecurity InvalidSignature InvalidToken MissingAuthenticationToken
+        NotAuthorized OptInRequired SignatureDoesNotMatch TokenRefreshRequired UnauthorizedOperation
         UnrecognizedClient KmsAccessDenied KmsDisabled KmsInvalidKeyUsage KmsInvalidState KmsNotFound
         KmsOptInRequired InvalidObjectState KMS.Disabled KMS.InvalidKeyUsage KMS.InvalidState KMS.KMSInvalidState
         KMS.NotFound AuthorizationHeaderMalformed PermanentRedirect""",
@@ -52,8 +52,10 @@ CODES: Final[dict[type[AdapterError], str]] = {
         KmsThrottled KmsThrottling LimitExceeded OverLimit PriorRequestNotComplete QueueDeletedRecently
         RequestExpired RequestLimitExceeded RequestThrottled RequestTimeout RequestTimeTooSkewed ServiceUnavailable
         SlowDown Throttled Throttling TooManyRequests TransactionInProgress Unavailable BadDigest
-        ConditionalRequestConflict IncompleteBody InvalidPart NoSuchUpload OperationAborted XAmzContentChecksumMismatch
-        XAmzContentSHA256Mismatch""",
+        ConditionalRequestConflict IncompleteBody InvalidPart NoSuchUpload OperationAborted Redirect TemporaryRedirect
+        XAmzContentChecksumMismatch XAmzContentSHA256Mismatch""",
+    # HTTP 501: such as a service like S3 that knows no conditional writes, and never will.
+    AdapterError: "NotImplemented",
 }
 """The vendor's codes in short, each under what it means here."""
 
@@ -97,6 +99,9 @@ def _plain(code: str) -> str:
 
 _KINDS: Final = {_plain(code): kind for kind, codes in CODES.items() for code in codes.split()}
 _EXPIRED: Final = _plain("ExpiredToken")
+_ELSEWHERE: Final = frozenset(
+    map(_plain, ("AuthorizationHeaderMalformed", "IllegalLocationConstraint", "PermanentRedirect"))
+)
 # What AWS says, under the codes of wrong signatures, of a request that was signed too long ago or by a wrong clock: the
 # machine was suspended, or its clock is about to be set.
 _SKEWED: Final = ("Signature expired", "Signature not yet current")
@@ -118,6 +123,10 @@ def from_exception(exc: Exception, permission: str, resource: str, *, renewed: b
         if renewed and _plain(code) == _EXPIRED:
             return Transient(_line(what, code, text, Transient))
         return _from_code(code, text, what, status=status_of(exc))
+    if isinstance(exc, RecursionError):
+        # To learn where it was redirected to, the SDK makes another call, which is redirected too.
+        text = "the endpoint redirects every call, and names no region; check AWS_ENDPOINT_URL and the region"
+        return AdapterError(f"{permission} on {resource}: {text}")
     kind = next((kind for classes, kind in _SDK if isinstance(exc, classes)), Transient)
     return kind(_line(f"{permission} on {resource}", type(exc).__name__, str(exc), kind))
 
@@ -185,4 +194,5 @@ _HINTS: Final[dict[type[AdapterError], str]] = {
 
 
 def _line(what: str, code: str, text: str, kind: type[AdapterError]) -> str:
-    return f"{what}: {code or 'error'}: {' '.join(text.split()).rstrip('.')}{_HINTS.get(kind, '')}"
+    hint = "; check the region" if _plain(code) in _ELSEWHERE else _HINTS.get(kind, "")
+    return f"{what}: {code or 'error'}: {' '.join(text.split()).rstrip('.')}{hint}"

@@ -3,25 +3,29 @@
     s3://bucket/prefix?region=REGION&kms_key_id=KEY
 
 An object shorter than `PART` is one PutObject, a longer one a multipart upload; both end in `If-None-Match: *`. What
-killed uploads of a key have left is listed before the next put of that key, and aborted after it, when an object is
-sure to stand: an upload that somebody still works on is then as useless as one that nobody does.
+killed uploads of a key have left is listed by the next put of that key, beside a PutObject and before an upload of its
+own, and aborted after it, when an object is sure to stand: an upload that somebody still works on is then as useless as
+one that nobody does.
 
 Reading needs `s3:GetObject`, and `s3:ListBucket` on the bucket, without which S3 says of a missing object that it is
 forbidden. Putting needs `s3:PutObject` and `s3:AbortMultipartUpload`, and on the bucket
 `s3:ListBucketMultipartUploads`.
 """
 
+import asyncio
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_plus
 
+from botocore.exceptions import ClientError
+
 from rejoinder.adapters import aws_errors, blobs
 from rejoinder.adapters.aws import POOL, Traffic, Vendor
 from rejoinder.adapters.driver import Blob
-from rejoinder.adapters.errors import BadURL, NotFound, Transient
+from rejoinder.adapters.errors import AdapterError, BadURL, NotFound, Transient
 from rejoinder.adapters.s3_upload import PART, PUT, Clients, Target, Upload, checksum, unless_there
 
 if TYPE_CHECKING:
@@ -51,6 +55,7 @@ class S3Store:
         self._encryption = encryption
         self._clients = clients
         self._bucket_seen = False
+        self._may_list = False
 
     def location(self, key: str) -> str:
         """See `rejoinder.adapters.driver.BlobStore.location`."""
@@ -93,24 +98,41 @@ class S3Store:
                 await asking.run("s3:ListBucket", self.url, lambda s3: s3.head_bucket(Bucket=self._bucket))
                 self._bucket_seen = True
             return False
+        except Transient:
+            raise
+        except AdapterError:
+            # An answer to HEAD has no body that would say why: expired credentials, a wrong clock, a wrong region.
+            return await asking.run(READ, target.location, partial(_first_byte, named=target.named))
         return True
 
     async def put(self, key: str, chunks: AsyncIterable[bytes], content_type: str) -> bool:
         """See `rejoinder.adapters.driver.BlobStore.put`. `TooLarge` above `s3_upload.PARTS` parts, 78 GiB."""
         target = Target(self._bucket, blobs.check_key(key, self._prefix), self.location(key))
-        left = await self._left(target)
-        written = await self._put(target, chunks, {**target.named, "ContentType": content_type, **self._encryption})
+        new = {**target.named, "ContentType": content_type, **self._encryption}
+        listing = asyncio.create_task(self._left(target))
+        try:
+            if not self._may_list:  # so that nothing is written without the permission
+                await listing
+                self._may_list = True
+            written = await self._put(target, chunks, new, listing)
+            left = await listing
+        finally:
+            listing.cancel()
+            await asyncio.gather(listing, return_exceptions=True)
         for upload_id in left:
             await Upload(self._clients, target, upload_id).abort()
         return written
 
-    async def _put(self, target: Target, chunks: AsyncIterable[bytes], new: dict[str, Any]) -> bool:
+    async def _put(
+        self, target: Target, chunks: AsyncIterable[bytes], new: dict[str, Any], listing: Awaitable[list[str]]
+    ) -> bool:
         try:
             async with aclosing(blobs.pieces(chunks, PART)) as pieces, Upload(self._clients, target) as upload:
                 async for piece in pieces:
                     if upload.id is None:
                         if len(piece) < PART:
                             return await self._put_object(target, new, piece)
+                        await listing  # which must not find this upload
                         await upload.begin(new)
                     await upload.add(piece)
                 return await upload.complete()
@@ -142,7 +164,19 @@ class S3Store:
             found += ours
             if not page.get("IsTruncated") or len(ours) < len(uploads) or not ours:
                 return found
-            asked |= {"KeyMarker": target.name, "UploadIdMarker": ours[-1]}
+            asked |= {"KeyMarker": target.name, "UploadIdMarker": page["NextUploadIdMarker"]}
+
+
+async def _first_byte(s3: "S3Client", named: dict[str, Any]) -> bool:
+    """Whether there is an object, of a GET, whose errors are told from each other."""
+    try:
+        (await s3.get_object(**named, Range="bytes=0-0"))["Body"].close()
+    except ClientError as exc:
+        code = exc.response.get("Error", {}).get("Code")
+        if code not in {"InvalidRange", "NoSuchKey"}:  # the first says that it is empty
+            raise
+        return code == "InvalidRange"
+    return True
 
 
 async def _list_uploads(s3: "S3Client", asked: Any) -> Any:

@@ -23,6 +23,8 @@ PARTS: Final = 10_000
 """S3 takes no more: 78 GiB in all. Parts that grew to reach S3's 50 TB would be held in memory, too."""
 AT_ONCE: Final = 2
 """Parts on their way while the next one is gathered."""
+COMPLETING: Final = 600.0
+"""Seconds beyond those of any call: S3 takes "several minutes" for many parts, and sends blanks meanwhile."""
 PUT: Final = "s3:PutObject"
 
 
@@ -148,6 +150,7 @@ class Upload:
                     **self._target.named, UploadId=str(self.id), MultipartUpload=parts, IfNoneMatch="*"
                 )
             ),
+            seconds=COMPLETING,
         )
         return self._written
 

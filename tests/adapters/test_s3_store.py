@@ -7,7 +7,17 @@ import pytest
 from aiobotocore.session import get_session
 from proxy import Proxy
 
-from rejoinder.adapters import AdapterError, Denied, TooLarge, Transient, open_blobs, s3_store, s3_upload
+from rejoinder.adapters import (
+    AdapterError,
+    Denied,
+    NotFound,
+    TooLarge,
+    Transient,
+    aws,
+    open_blobs,
+    s3_store,
+    s3_upload,
+)
 
 MIB = 1 << 20
 
@@ -65,6 +75,10 @@ async def read_until(store, fault):
         (400, "KMS.DisabledException", Denied),
         (400, "EntityTooLarge", TooLarge),
         (400, "XAmzContentChecksumMismatch", Transient),
+        (200, "InternalError", Transient),  # so S3 ends a call that it has begun to answer
+        (307, "TemporaryRedirect", Transient),
+        (400, "InvalidToken", Denied),
+        (501, "NotImplemented", AdapterError),
     ],
 )
 async def test_refusals_of_a_put(s3_gate, bucket, size, refusal):
@@ -77,8 +91,9 @@ async def test_refusals_of_a_put(s3_gate, bucket, size, refusal):
 
     async with open_blobs(bucket.url) as store:
         s3_gate.refuse = refuse
-        with pytest.raises(kind, match=code):
+        with pytest.raises(AdapterError, match=code) as found:
             await store.put("k", stream(size), "t")
+        assert found.type is kind
         s3_gate.refuse = None
         assert not await store.exists("k")
         assert await bucket.uploads() == []
@@ -117,6 +132,75 @@ async def test_without_the_permission_to_list_nothing_is_written(s3_gate, bucket
             await store.put("k", stream(1), "t")
         s3_gate.refuse = None
         assert not await store.exists("k")
+
+
+async def test_an_upload_is_not_begun_before_it_is_known_what_others_have_left(s3_gate, bucket):
+    async with open_blobs(bucket.url) as store:
+        assert await store.put("first", stream(1), "t")
+        s3_gate.refuse = lambda request: (503, "SlowDown") if request.query_string.startswith("uploads&") else None
+        with pytest.raises(Transient, match="SlowDown"):
+            await store.put("k", stream(9 * MIB), "t")
+        assert not any(seen.startswith("POST") for seen in s3_gate.seen)
+
+
+async def test_a_short_put_does_not_wait_for_the_list_of_uploads(s3_gate, bucket):
+    came = asyncio.Event()
+
+    async def before(request):
+        if request.method == "PUT":
+            came.set()
+        elif "uploads" in request.query:
+            await came.wait()
+
+    await bucket.client.create_multipart_upload(Bucket=bucket.name, Key="k")
+    async with open_blobs(bucket.url) as store:
+        assert await store.put("first", stream(1), "t")
+        s3_gate.before = before
+        async with asyncio.timeout(60):
+            assert await store.put("k", stream(1), "t")
+    s3_gate.before = None
+    assert await bucket.uploads() == []
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [(400, "ExpiredToken", Denied), (403, "RequestTimeTooSkewed", Transient), (404, "NoSuchBucket", NotFound)],
+)
+async def test_why_it_cannot_be_told_whether_an_object_stands(s3_gate, bucket, refusal):
+    status, code, kind = refusal
+    async with open_blobs(bucket.url) as store:
+        s3_gate.refuse = lambda _: (status, code)
+        with pytest.raises(kind, match="404" if status == 404 else code):
+            await store.exists("k")
+
+
+async def test_a_head_that_fails_and_a_get_that_does_not(s3_gate, bucket):
+    async with open_blobs(bucket.url) as store:
+        for key, size in {"some": 3, "empty": 0}.items():
+            assert await store.put(key, stream(size), "t")
+        s3_gate.refuse = lambda request: (403, "AccessDenied") if request.method == "HEAD" else None
+        assert [await store.exists(key) for key in ("some", "empty", "none")] == [True, True, False]
+
+
+async def test_a_bucket_of_another_region_is_found(s3_gate, bucket):
+    s3_gate.region = "eu-west-1"
+    s3_gate.refuse = lambda request: (
+        None if "/eu-west-1/s3/" in request.headers["Authorization"] else (301, "PermanentRedirect")
+    )
+    async with open_blobs(f"{bucket.url}?region=us-east-1") as store:
+        assert await store.exists("k") is False
+        assert await store.put("k", stream(3), "t") is True
+        assert await store.put("long", stream(9 * MIB), "t") is True
+        assert await content_of(store, "long") == b"x" * 9 * MIB
+
+
+async def test_an_endpoint_that_only_redirects_says_so(s3_gate, bucket):
+    s3_gate.refuse = lambda _: (301, "Moved")
+    async with open_blobs(bucket.url) as store:
+        for call in (lambda: store.exists("k"), lambda: content_of(store, "k"), lambda: store.put("k", stream(1), "t")):
+            with pytest.raises(AdapterError, match="AWS_ENDPOINT_URL") as found:
+                await call()
+            assert found.type is AdapterError
 
 
 async def test_a_part_that_fails_aborts_the_upload(s3_gate, bucket):
@@ -160,6 +244,16 @@ async def test_garbled_content_is_noticed(s3_gate, bucket, monkeypatch):
         async with open_blobs(bucket.url) as store:
             with pytest.raises(Transient):
                 await read_until(store, lambda: proxy.corrupt(answers_only=True))
+
+
+async def test_a_completion_may_take_longer_than_any_other_call(s3_gate, bucket, monkeypatch):
+    monkeypatch.setattr(s3_store, "WRITING", s3_store.Traffic(4, 1.0))
+    monkeypatch.setattr(aws, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(aws, "SPARE_SECONDS", 0.0)
+    s3_gate.blanks = 15
+    async with open_blobs(bucket.url) as store:
+        assert await store.put("k", stream(9 * MIB), "t") is True
+        assert await bucket.uploads() == []
 
 
 async def test_a_store_that_is_away_is_transient(aws, monkeypatch):
@@ -206,6 +300,23 @@ async def test_uploads_of_a_key_that_died_are_all_removed_and_no_others(s3_gate,
         await bucket.client.create_multipart_upload(Bucket=bucket.name, Key="k")
         assert await store.put("k", stream(1), "t") is False
     assert [one["Key"] for one in await bucket.uploads()] == ["kk", "other"]
+
+
+async def test_a_list_of_uploads_is_read_to_the_end_of_its_key(s3_gate, bucket, monkeypatch):
+    async def page_of_two(s3, asked):
+        return await list_uploads(s3, {**asked, "MaxUploads": 2})
+
+    list_uploads = s3_store._list_uploads
+    monkeypatch.setattr(s3_store, "_list_uploads", page_of_two)
+    async with open_blobs(bucket.url) as store:
+        for number in range(2, 7):
+            key = f"k{number}"  # encoded, LocalStack would take the encoded key alone for a marker
+            for one in [key] * number + [f"{key}/more"] * 3:
+                await bucket.client.create_multipart_upload(Bucket=bucket.name, Key=one)
+            assert await store.put(key, stream(1), "t")
+            assert [one["Key"] for one in await bucket.uploads()] == [f"{key}/more"] * 3
+            for one in await bucket.uploads():
+                await bucket.client.abort_multipart_upload(Bucket=bucket.name, Key=one["Key"], UploadId=one["UploadId"])
 
 
 async def test_a_name_of_the_endpoint_is_not_put_before_it(s3_gate, bucket, monkeypatch):

@@ -7,7 +7,7 @@ here one completion follows the other.
 import asyncio
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, web
@@ -24,6 +24,12 @@ class S3Gate:
     def __init__(self, upstream: str) -> None:
         self.url = ""
         self.refuse: Rule | None = None
+        self.region: str | None = None
+        """What a refusal says of where the bucket is."""
+        self.before: Callable[[web.Request], Awaitable[None]] | None = None
+        """Awaited before a request is answered."""
+        self.blanks = 0
+        """How many blanks come in the middle of the answer to a completion, one every 0.2 s, as where it takes long."""
         self.stall_after: int | None = None
         """After how many bytes of an answer nothing more comes."""
         self.seen: list[str] = []
@@ -59,10 +65,13 @@ class S3Gate:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.seen.append(f"{request.method} {request.rel_url}")
+        if self.before is not None:
+            await self.before(request)
         if self.refuse is not None and (refusal := self.refuse(request)):
             status, code = refusal
             xml = f"<Error><Code>{code}</Code><Message>as the service says it</Message></Error>"
-            return web.Response(status=status, text=xml, content_type="application/xml")
+            headers = {"x-amz-bucket-region": self.region} if self.region else None
+            return web.Response(status=status, text=xml, content_type="application/xml", headers=headers)
         if request.method == "POST" and "uploadId" in request.query:
             async with self._completing:
                 return await self._forward(request)
@@ -83,6 +92,8 @@ class S3Gate:
                 if name.lower() not in HOP:
                     response.headers[name] = value
             response.content_length = int(answer.headers.get("Content-Length", 0))
+            if self.blanks and request.method == "POST" and "uploadId" in request.query:
+                return await self._slowly(request, response, await answer.read())
             await response.prepare(request)
             sent = 0
             async for chunk in answer.content.iter_chunked(1 << 16):
@@ -93,6 +104,17 @@ class S3Gate:
                 await response.write(chunk)
                 sent += len(chunk)
             return response
+
+    async def _slowly(self, request: web.Request, response: web.StreamResponse, body: bytes) -> web.StreamResponse:
+        declaration, end, rest = body.partition(b"?>")
+        response.content_length = len(body) + self.blanks
+        await response.prepare(request)
+        await response.write(declaration + end)
+        for _ in range(self.blanks):
+            await asyncio.sleep(0.2)
+            await response.write(b" ")
+        await response.write(rest)
+        return response
 
 
 @pytest.fixture
