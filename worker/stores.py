@@ -56,6 +56,7 @@ class Stores:
         Raises:
             Forbidden: it is outside the allowed stores.
         """
+        named = f"{param or 'the pointer'} {location!r:.1100}"
         for store in self.inputs:
             base = f"{store.url}/"
             if location.startswith(base):
@@ -64,10 +65,10 @@ class Stores:
                     store.location(key)
                     _no_way_out(key)
                 except ValueError as exc:
-                    raise Forbidden(f"{location!r:.1100} is not allowed: {exc}", param=param) from exc
+                    raise Forbidden(f"{named} is not allowed: {exc}", param=param) from exc
                 return store, key
         allowed = ", ".join(store.url for store in self.inputs) or "no store"
-        raise Forbidden(f"{location!r:.1100} is not allowed: this worker reads from {allowed}", param=param)
+        raise Forbidden(f"{named} is not allowed: this worker reads from {allowed}", param=param)
 
 
 def _nearest(location: str, stores: tuple[BlobStore, ...]) -> int:
