@@ -240,13 +240,16 @@ class Consumer:
                     return
             answer = await self._runner.answer(held)
             if self._runner.keeps(answer) and not self._settlement.comes_back(held, answer):
+                if not await self._ours(held):  # the next delivery may have stored another answer
+                    self._lost(held)
+                    return
                 answer = await self._kept(held, answer)
             if held.abandoned:
                 return
             held.stage = Stage.SETTLING
             self._settling += 1
             self._receiver.wake()
-            if self._clock() < held.lease.ends or await self._keeper.confirm(held.lease):
+            if await self._ours(held):
                 held.settling = True
                 self._settlement.settle(held, answer)
             else:
@@ -256,6 +259,10 @@ class Consumer:
         finally:
             if not held.settling:
                 self._forget(held)
+
+    async def _ours(self, held: Held) -> bool:
+        """Whether its lease is."""
+        return self._clock() < held.lease.ends or await self._keeper.confirm(held.lease)
 
     async def _not_settled(self, held: Held, exc: Exception) -> None:
         self._fail(exc)

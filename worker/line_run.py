@@ -19,10 +19,14 @@ from rejoinder.worker.retry import RetryPolicy
 from rejoinder.worker.slots import Slots
 from rejoinder.worker.window import Entry, Window
 
-# Lines and results of one job in memory.
-WINDOW_BYTES = 8 * 1024 * 1024
+# Lines, as values, and results of one job in memory.
+WINDOW_BYTES = 16 * 1024 * 1024
 # Of one job begun, or done and not yet written, for each slot: while one line takes long, so many others go on.
 WINDOW_LINES_PER_SLOT = 16
+
+# Bytes that a value takes for each of these in its text: the object for what a bracket begins, its place in that for
+# what a comma ends, a place in a table and a key for what stands before a colon, and what a string has beside its text.
+_TAKEN = ((b"[", 96), (b"{", 96), (b",", 40), (b":", 80), (b'"', 12))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +102,11 @@ class LineRun:
         async with aclosing(chunks), aclosing(split(chunks, self._means.max_line_bytes)) as lines:
             async for line in lines:
                 self.lines += 1
-                entry = await self._window.enter(len(line or b""))
+                entry = await self._window.enter(weight(line or b""))
                 try:
                     body = await self._read(line)
                 except RequestError as exc:
-                    self._finish(entry, refusal(exc, None, ""))
+                    self._window.finish(entry, self._written(refusal(exc, None, "")))
                 else:
                     await self._means.slots.acquire()
                     self._start(_Line(self.lines, body, entry))
@@ -129,11 +133,11 @@ class LineRun:
         # Not in the task itself: one that is cancelled before its first step never runs a line.
         task.add_done_callback(partial(self._ended, line))
 
-    def _ended(self, line: _Line, task: asyncio.Task[Answer]) -> None:
+    def _ended(self, line: _Line, task: asyncio.Task[bytes]) -> None:
         self._tasks.discard(task)
         self._give_back(line)
         if (failure := _failure(task)) is None:
-            self._finish(line.entry, task.result())
+            self._window.finish(line.entry, task.result())
         else:
             self._window.end(failure)
 
@@ -143,15 +147,15 @@ class LineRun:
             self._means.slots.release()
             self._means.waits.ended(self._clock())
 
-    async def _run(self, line: _Line) -> Answer:
-        """Run a line to its answer: an error that another attempt may cure is the answer only after the last one."""
+    async def _run(self, line: _Line) -> bytes:
+        """Run a line to its result: an error that another attempt may cure is the result only after the last one."""
         job, policy, attempt = self._job, self._means.policy, 1
         name = f"{job.response_id}-{line.number}"
         while True:
             one = Job(job.path, line.body, name, job.created, attempt, job.metadata, job.options)
             answer = await self._means.handler.run(one, self._latest)
             if not answer.retryable or attempt >= policy.max_attempts:
-                return answer
+                return self._written(answer)
             self._give_back(line)
             await asyncio.sleep(policy.backoff(attempt))
             attempt += 1
@@ -159,7 +163,7 @@ class LineRun:
             line.slot = True
             self._means.waits.started(self._clock(), self._clock())
 
-    def _finish(self, entry: Entry, answer: Answer) -> None:
+    def _written(self, answer: Answer) -> bytes:
         status_code = answer.status_code
         try:
             body = write_json(answer.body)
@@ -167,7 +171,13 @@ class LineRun:
             detail = ErrorDetail(message=f"the result cannot be written as JSON: {exc}", type="engine_error")
             status_code, body = 500, write_json(ErrorBody.of(detail))
         self.failed += status_code >= 400
-        self._window.finish(entry, f'{{"status_code":{status_code},"body":{body}}}\n'.encode())
+        return f'{{"status_code":{status_code},"body":{body}}}\n'.encode()
+
+
+def weight(line: bytes) -> int:
+    """About what a line takes of the memory when it was read, at least: short values take many times their text."""
+    text = len(line) if line.isascii() and b"\\u" not in line else 4 * len(line)
+    return text + sum(size * line.count(mark) for mark, size in _TAKEN)
 
 
 def _failure(task: asyncio.Task[Any]) -> BaseException | None:

@@ -11,7 +11,9 @@ from rejoinder.schemas.sagemaker import MAX_CONTENT, Invocation, completed, fail
 from rejoinder.schemas.wire import write_json
 from rejoinder.worker import carrying
 from rejoinder.worker.batcher import Batcher
+from rejoinder.worker.content import LINES
 from rejoinder.worker.handler import NO_OPTIONS, Answer, Job
+from rejoinder.worker.inputs import Lines
 from rejoinder.worker.reply import Outcome, Replier
 from rejoinder.worker.retry import entry_until
 
@@ -74,9 +76,10 @@ class Notices:
             content_type=options.content_type,
             accept=options.accept,
         )
-        outcome = await side.send(message, answer, _body(invocation, answer, include=self._include), wanted)
+        kind = LINES if job is not None and isinstance(job.body, Lines) else JSON
+        outcome = await side.send(message, answer, _body(invocation, answer, kind, include=self._include), wanted)
         if isinstance(outcome, TooLarge) and self._include:
-            outcome = await side.send(message, answer, _body(invocation, answer, include=False), wanted)
+            outcome = await side.send(message, answer, _body(invocation, answer, kind, include=False), wanted)
         if isinstance(outcome, TooLarge | ValueError):
             # The response itself is published: what only tells of it must not bring the request back.
             log.error("notice_refused", message_id=message.id, response_id=answer.response_id, error=str(outcome))
@@ -112,14 +115,14 @@ class _Side:
         return await entry_until("publish notice", one_try)
 
 
-def _body(invocation: Invocation, answer: Answer, *, include: bool) -> bytes:
+def _body(invocation: Invocation, answer: Answer, content_type: str, *, include: bool) -> bytes:
     kept, content = answer.kept, None
     if include and answer.body is not None:
         text = write_json(answer.body).encode()
         content = text if len(text) <= MAX_CONTENT else None
     if answer.status_code < 400:
         location = answer.output_location if kept is None else kept.output_location
-        return completed(invocation, content_type=JSON, output_location=location, content=content)
+        return completed(invocation, content_type=content_type, output_location=location, content=content)
     location = None if kept is None else kept.failure_location
     return failed(invocation, answer.status_code, _reason(answer.body), failure_location=location, content=content)
 

@@ -9,6 +9,7 @@ from rejoinder.worker.errors import BadRequest
 # What every store, file system and shell takes as it is. Names that begin with a dot are hidden, or lead elsewhere.
 _SAFE = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,64}")
 _FOLDER = ".d"
+_RESULT = ".out"
 
 
 def object_name(response_id: str) -> str:
@@ -28,16 +29,16 @@ def output_key(response_id: str, options: Options) -> str:
     so that two answers never share an object, whatever their senders ask for.
 
     Raises:
-        BadRequest: the extension could make it the key of another answer.
+        BadRequest: the extension could make it the key of another answer, or a part of it a directory where one is.
     """
     name = object_name(response_id)
-    last = f"{name}.out" if options.filename is None else f"{name}{_FOLDER}/{options.filename}"
+    last = f"{name}{_RESULT}" if options.filename is None else f"{name}{_FOLDER}/{options.filename}"
     extension = options.output_path_extension
     if extension is None:
         return last
-    if extension.endswith(_FOLDER):
+    if any(part.lower().endswith((_FOLDER, _RESULT)) for part in extension.split("/")):
         raise BadRequest(
-            f"options.output_path_extension must not end with {_FOLDER}: results that have a filename are in such",
+            f"no part of options.output_path_extension may end with {_FOLDER} or {_RESULT}, as the names of results do",
             param="options.output_path_extension",
         )
     return f"{extension}/{last}"

@@ -9,7 +9,8 @@ a delivery that comes later finds what is there, and answers with that.
 """
 
 import asyncio
-from collections.abc import AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 import structlog
@@ -81,12 +82,24 @@ class Outputs:
         """
         asked = _Asked(job.response_id, job.metadata, job.options)
         try:
-            output_key(job.response_id, job.options)
+            self._check_place(job)
         except BadRequest as exc:
-            return None if self._outputs is None else refusal(exc, job.metadata, job.response_id)
+            return refusal(exc, job.metadata, job.response_id)
         if message.attempt == 1 and job.options.inference_id is None:
             return None
         return await self._earlier(asked)
+
+    def _check_place(self, job: Job) -> None:
+        """Raise BadRequest where the output path cannot have what the sender asks for."""
+        if self._outputs is None:
+            return
+        key = output_key(job.response_id, job.options)
+        try:
+            self._outputs.location(key)
+        except ValueError as exc:
+            if not _named_by_sender(job.options):
+                raise
+            raise BadRequest(f"{_field(job.options)} is too long: {exc}", param=_field(job.options)) from exc
 
     async def _earlier(self, asked: _Asked) -> Answer | None:
         key = record_key(asked.response_id)
@@ -138,7 +151,7 @@ class Outputs:
         try:
             if answer.status_code < 400:
                 try:
-                    kept = await self._with_output(message, answer, wire, options)
+                    kept = await self._with_output(message, answer, wire, asked)
                     return await self._record(message, answer, kept)
                 except RequestError as exc:
                     answer = refusal(exc, answer.metadata, answer.response_id)
@@ -146,8 +159,8 @@ class Outputs:
         finally:
             self.bytes -= size
 
-    async def _with_output(self, message: Message, answer: Answer, wire: bytes, options: Options) -> Kept:
-        location = answer.output_location
+    async def _with_output(self, message: Message, answer: Answer, wire: bytes, asked: _Asked) -> Kept:
+        location, options = answer.output_location, asked.options
         wanted = len(wire) > self._inline(message, answer) or _named_by_sender(options)
         if location is None and not (wanted and self._outputs is not None):
             if self._pointed is None:
@@ -161,9 +174,23 @@ class Outputs:
         response = write_response(200, answer.metadata, None, output_location=location)
         if self._pointed is None:
             self._check_carried(message, answer, response)
+        await self._check_undecided(asked)
         body = memoryview(wire)[len(response_head(200, answer.metadata).encode()) : -1]
         await self._put_output(self._outputs, key, body, options)
         return Kept(response, output_location=location)
+
+    async def _check_undecided(self, asked: _Asked) -> None:
+        """Raise RequestError where another delivery has failed meanwhile: no result may stand beside its failure.
+
+        `_failed` finds its answer, whatever it is.
+        """
+        key, stored = record_key(asked.response_id), None
+        if self._ledger is not None:
+            stored = await self._ledger.read(key)
+        elif self._failures is not None:
+            stored = await read_whole("read failure", self._failures, key)
+        if stored is not None and stored_answer(stored, asked.metadata, asked.response_id, "object") is not None:
+            raise NotGiven("another delivery of this request was answered meanwhile")
 
     async def _put_output(self, outputs: BlobStore, key: str, body: memoryview, options: Options) -> None:
         try:
@@ -235,9 +262,10 @@ class Outputs:
         if self._outputs is None:
             raise BadRequest("a result of lines needs an output path, and this worker has none", param="input_location")
         key = output_key(job.response_id, job.options)
+        asked = _Asked(job.response_id, job.metadata, job.options)
         try:
-            async with self._calls:
-                await self._outputs.put(key, chunks, content_type)
+            async with self._calls, aclosing(self._undecided(chunks, asked)) as checked:
+                await self._outputs.put(key, checked, content_type)
         except Transient as exc:
             raise Unavailable(f"the output store is away: {exc}") from exc
         except TooLarge as exc:
@@ -247,6 +275,11 @@ class Outputs:
                 raise
             raise _refused(self._outputs, key, job.options, exc) from exc
         return self._outputs.location(key)
+
+    async def _undecided(self, chunks: AsyncIterable[bytes], asked: _Asked) -> AsyncGenerator[bytes]:
+        async for chunk in chunks:
+            yield chunk
+        await self._check_undecided(asked)
 
     # ------------------------------------------------------------------ sizes
 
@@ -273,10 +306,13 @@ def _too_large(reason: str) -> NotGiven:
     return NotGiven(f"the response is too large for {reason}", code="response_too_large")
 
 
+def _field(options: Options) -> str:
+    """Which one."""
+    return f"options.{'filename' if options.output_path_extension is None else 'output_path_extension'}"
+
+
 def _refused(outputs: BlobStore, key: str, options: Options, exc: Exception) -> RequestError:
-    field = "output_path_extension" if options.output_path_extension is not None else "filename"
-    message = f"the output store does not take {outputs.location(key)!r}: {exc}"
-    return Forbidden(message, param=f"options.{field}")
+    return Forbidden(f"the output store does not take {outputs.location(key)!r}: {exc}", param=_field(options))
 
 
 def _adopted(stored: bytes, answer: Answer, kept: Kept, source: str) -> tuple[Answer, Kept]:

@@ -40,7 +40,8 @@ class Room:
             if future.done() and not future.cancelled():
                 self.give(size)  # they were handed over just before
             else:
-                self._waiting.remove(entry)
+                if entry in self._waiting:  # else `give` has passed over it
+                    self._waiting.remove(entry)
                 self.give(0)  # those behind may want less
             raise
 
@@ -49,8 +50,9 @@ class Room:
         self.used -= size
         while self._waiting and self._fits(self._waiting[0][1]):
             future, wanted = self._waiting.popleft()
-            self.used += wanted
-            future.set_result(None)
+            if not future.done():  # cancelled, and its task has not had a turn since
+                self.used += wanted
+                future.set_result(None)
 
     def _fits(self, size: int) -> bool:
         return not self.used or self.used + size <= self._limit

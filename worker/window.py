@@ -14,7 +14,7 @@ class Entry:
     """One line's place."""
 
     size: int
-    """Bytes that it has of the window: of the line at first, then of its result."""
+    """Bytes that it has of the window: for the line at first, then of its result."""
     result: bytes | None = None
 
 
@@ -38,7 +38,7 @@ class Window:
         self._failure: BaseException | None = None
 
     async def enter(self, size: int) -> Entry:
-        """Wait for room and take a place behind all others, for a line of `size` bytes."""
+        """Wait for room and take a place behind all others, for a line that takes `size` bytes of memory."""
         while self._entries and (len(self._entries) >= self._count or self._bytes + size > self._size):
             self._left.clear()
             await self._left.wait()
@@ -76,7 +76,8 @@ class Window:
                 if len(piece) >= PIECE:
                     yield bytes(piece)
                     piece.clear()
-            if self._entries or not self._ended:
+            # A failure that came while a piece was written is the last news that there is.
+            if self._failure is None and (self._entries or not self._ended):
                 self._news.clear()
                 await self._news.wait()
         if self._failure is not None:

@@ -1,6 +1,6 @@
 """Memory and speed of one job of JSON lines through a real worker, measured from outside its process.
 
-    uv run python -m benchmarks.s3_jobs [--mib 1024] [--line-bytes 1024] [--store file|s3]
+    uv run python -m benchmarks.s3_jobs [--mib 1024] [--line-bytes 1024] [--store file|s3] [--tiny]
 
 `rejoinder worker --engine echo` runs a job whose input has so many MiB and whose output has a little more: on `file`
 in a directory, on `s3` in LocalStack, started for it unless REJOINDER_TEST_AWS names a running one. Memory is the
@@ -34,6 +34,13 @@ def memory(pid: int, name: str) -> float:
     """One of the kernel's figures of a process, in MiB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith(name)).split()[1]) / 1024
+
+
+async def tiny(size: int, line_bytes: int) -> AsyncIterator[bytes]:
+    """JSON lines of the values that take most memory for their text, of `size` bytes in all."""
+    line = b"[" + b"{}," * max(0, (line_bytes - 5) // 3) + b"{}]\n"
+    for _ in range(0, size, len(line)):
+        yield line
 
 
 async def lines(size: int, line_bytes: int) -> AsyncIterator[bytes]:
@@ -108,11 +115,11 @@ async def counted(store: str, location: str) -> tuple[int, int]:
     return size, count
 
 
-async def measure(folder: str, store: str, size: int, line_bytes: int) -> float:
+async def measure(folder: str, store: str, made: AsyncIterator[bytes], line_bytes: int) -> float:
     """Print what one job took; return its memory over idle, in MiB."""
     async with open_blobs(store) as blobs:
         key = f"inputs/{uuid4().hex}.jsonl"
-        await blobs.put(key, lines(size, line_bytes), "application/jsonl")
+        await blobs.put(key, made, "application/jsonl")
         location = blobs.location(key)
     size_in, lines_in = await counted(store, location)
     with worker(folder, store) as process:
@@ -148,12 +155,14 @@ def main() -> None:
     parser.add_argument("--mib", type=float, default=1024, help="of input (default: 1024)")
     parser.add_argument("--line-bytes", type=int, default=1024, help="of each line (default: 1024)")
     parser.add_argument("--store", choices=["file", "s3"], default="file")
+    parser.add_argument("--tiny", action="store_true", help="lines of empty objects, which take 24 times their text")
     parser.add_argument("--dir", help="where the files are (default: a temporary directory)")
     arguments = parser.parse_args()
     cloud = arguments.store == "s3"
     with clouds(aws=cloud, gcp=False), tempfile.TemporaryDirectory(dir=arguments.dir) as folder:
         store = asyncio.run(bucket()) if cloud else f"file://{folder}/blobs"
-        over = asyncio.run(measure(folder, store, int(arguments.mib * MIB), arguments.line_bytes))
+        made = (tiny if arguments.tiny else lines)(int(arguments.mib * MIB), arguments.line_bytes)
+        over = asyncio.run(measure(folder, store, made, arguments.line_bytes))
     sys.exit(1 if over > FLOOR else 0)
 
 

@@ -12,6 +12,7 @@ from worker_harness import Bench, GateEngine, bench, flaky, until, until_backlog
 
 from rejoinder.adapters import Blob, Transient
 from rejoinder.adapters.file_store import FileStore
+from rejoinder.schemas.envelope import write_response
 from rejoinder.worker.errors import BadRequest, EngineGone, Unavailable
 
 
@@ -172,6 +173,20 @@ async def test_a_stop_hands_the_job_back_and_leaves_nothing(tmp_path: Path) -> N
         assert unfinished(tmp_path) == []
 
 
+async def test_a_stop_lets_the_job_end_within_its_grace(tmp_path: Path) -> None:
+    async with line_bench(tmp_path, capacity=2, is_open=False, grace_seconds=20.0) as it:
+        await send_lines(it, tmp_path, b"".join(b"%d\n" % n for n in range(100)))
+        await until(lambda: len(it.engine.running) == 2)
+        stopping = asyncio.create_task(it.stop())
+        await until(it.signals.stop.is_set)
+        it.engine.open = True
+        for number in (0, 1):
+            it.engine.release(number)
+        await stopping
+        assert await lines_of(it, tmp_path) == [ran(number) for number in range(100)]
+        await until_empty(it)
+
+
 async def test_an_engine_that_is_gone_ends_job_and_worker(tmp_path: Path) -> None:
     async with line_bench(tmp_path, capacity=2, is_open=False) as it:
         await send_lines(it, tmp_path, b'1\n"dies"\n3\n')
@@ -182,6 +197,37 @@ async def test_an_engine_that_is_gone_ends_job_and_worker(tmp_path: Path) -> Non
             await asyncio.wait_for(asyncio.shield(it.task), 20)
         await until_backlog(it, lambda backlog: (backlog.waiting, backlog.held) == (1, 0))
         assert (it.engine.cancelled, unfinished(tmp_path)) == ([1], [])
+
+
+async def test_no_output_is_stored_beside_a_failure(tmp_path: Path) -> None:
+    """Another delivery has failed while this one ran, as where a broker delivers twice at once."""
+    location = f"file://{tmp_path}/failures/r.json"
+    wire = write_response(400, '{"n":1}', {"error": {"message": "of the other"}}, failure_location=location)
+    async with line_bench(tmp_path, is_open=False) as it:
+        await send_lines(it, tmp_path, b"1\n", options={"inference_id": "r"})
+        await until(lambda: it.engine.running)
+        (tmp_path / "failures").mkdir()
+        (tmp_path / "failures/r.json").write_bytes(wire)
+        it.engine.release(1)
+        (response,) = await it.responses_until(1)
+        assert (response, unfinished(tmp_path)) == (json.loads(wire), [])
+
+
+async def test_a_result_that_nobody_foresaw_ends_the_job_and_not_the_worker(tmp_path: Path) -> None:
+    class Odd(dict[str, Any]):
+        def items(self) -> Any:
+            raise LookupError
+
+    class OddEngine(GateEngine):
+        async def generate(self, request: Any) -> Any:
+            return Odd(await super().generate(request))
+
+    engine = OddEngine()
+    engine.open = True
+    async with bench(engine, blobs=f"file://{tmp_path}", max_attempts=1) as it:
+        await send_lines(it, tmp_path, b"0\n1\n2\n")
+        (response,) = await it.responses_until(1)
+        assert (response["status_code"], unfinished(tmp_path)) == (500, [])
 
 
 async def test_a_job_held_for_too_long_is_504(tmp_path: Path) -> None:

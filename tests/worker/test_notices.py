@@ -75,6 +75,21 @@ async def test_a_success(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         }
 
 
+async def test_the_success_of_a_job_of_lines_says_what_is_stored(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "in.jsonl").write_text("1\n2\n")
+    location = f"file://{tmp_path}/in.jsonl"
+    async with notified(monkeypatch, blobs=f"file://{tmp_path}", include_inference_response=True) as them:
+        await them.it.send_raw(json.dumps({"path": "/run", "metadata": {}, "input_location": location}).encode())
+        (response,) = await answered(them.it)
+        (notice,) = await them.told("success")
+        assert notice["requestParameters"] == {"endpointName": "rejoinder", "inputLocation": location}
+        stored = {"contentType": "application/jsonl", "outputLocation": response["output_location"]}
+        assert notice["responseParameters"] == stored
+        assert "responseBody" not in notice
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "reason"),
     [

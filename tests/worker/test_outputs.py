@@ -13,7 +13,7 @@ from objects import content, content_at
 from store_harness import answered, files, flaky_stores
 from worker_harness import LIMIT, Bench, GateEngine, bench, flaky, until, until_backlog
 
-from rejoinder.adapters import AdapterError, Denied, LeaseLost, NotFound, TooLarge, Transient
+from rejoinder.adapters import AdapterError, Denied, LeaseLost, NotFound, TooLarge, Transient, open_blobs
 from rejoinder.adapters.memory import fresh_url
 from rejoinder.schemas.envelope import Options, response_head, write_response
 from rejoinder.worker.errors import BadRequest, Failed
@@ -116,9 +116,12 @@ async def test_what_the_sender_asks_for(tmp_path: Path, options: dict[str, Any],
         assert json.loads((tmp_path / "outputs" / key).read_bytes()) == {"ran": body}
 
 
-async def test_an_extension_that_could_be_another_answers_folder_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("extension", ["a.d", "a.out", "x/a.OUT/y", "a.d/y", "/".join(["\U0001f600" * 60] * 5)])
+async def test_an_extension_that_could_be_in_another_answers_way_or_is_too_long_is_refused(
+    tmp_path: Path, extension: str
+) -> None:
     async with opened(blobs=f"file://{tmp_path}") as it:
-        await it.send("x", options={"output_path_extension": "a.d"})
+        await it.send("x", options={"output_path_extension": extension})
         (response,) = await answered(it)
         assert (response["status_code"], response["body"]["error"]["param"]) == (400, "options.output_path_extension")
         assert it.engine.started == []
@@ -400,6 +403,44 @@ async def test_what_the_store_finds_too_large_is_a_failure(monkeypatch: pytest.M
         (response,) = await answered(it)
         assert response["body"]["error"]["code"] == "response_too_large"
         assert files(tmp_path) == ["failures/t.json"]
+
+
+async def test_no_result_is_stored_beside_a_failure(tmp_path: Path) -> None:
+    """Another delivery has failed while this one ran, as where a broker delivers twice at once."""
+    failure = f"file://{tmp_path}/failures/r.json"
+    wire = write_response(400, '{"n": 1}', {"error": {"message": "of the other"}}, failure_location=failure)
+    async with bench(GateEngine(), blobs=f"file://{tmp_path}", max_inline_bytes=1000) as it:
+        await it.send(LARGE, options={"inference_id": "r"})
+        await until(lambda: it.engine.running)
+        (tmp_path / "failures").mkdir()
+        (tmp_path / "failures/r.json").write_bytes(wire)
+        it.engine.release(LARGE)
+        await answered(it)
+        assert it.got[0][1].body == wire
+        assert files(tmp_path) == ["failures/r.json"]
+
+
+async def test_a_worker_that_slept_past_its_lease_asks_before_it_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, blobs = GateEngine(), fresh_url()
+    async with (
+        bench(engine, blobs=blobs, max_inline_bytes=1000, request_options="?lease=0.3", prefetch=0, start=False) as it,
+        flaky(it, monkeypatch) as (subscription, _),
+    ):
+        subscription.hang.add("set_lease")  # as if the process had been suspended: no renewal, no news
+        await it.send(LARGE, options={"inference_id": "r"})
+        it.start()
+        await until(lambda: engine.running)
+        subscription.hang.add("receive")
+        (taken,) = await it.subscription.receive(1, LIMIT)
+        subscription.hang.discard("set_lease")
+        engine.release(LARGE)
+        await until(lambda: not engine.running)
+        await it.subscription.ack([taken])
+        subscription.hang.clear()
+        await it.stop()
+        assert await it.response_subscription.receive(1, 0.1) == []
+    async with open_blobs(f"{blobs}/outputs") as store:
+        assert not await store.exists("r.out")
 
 
 async def test_a_lease_that_is_lost_ends_the_upload(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -76,3 +76,17 @@ async def test_a_share_that_grows_keeps_nothing_while_it_waits() -> None:
     one.free()
     await asyncio.gather(*growing)
     assert room.used == 90
+
+
+async def test_room_that_is_free_when_those_who_wait_are_cancelled_goes_to_who_still_does() -> None:
+    room = Room(100)
+    first, second, third = room.share(), room.share(), room.share()
+    await first.hold(100)
+    waiting, behind = asyncio.create_task(second.hold(50)), asyncio.create_task(third.hold(60))
+    await turns()
+    waiting.cancel()
+    first.free()  # before the cancelled one has had a turn, as when a worker stops
+    await asyncio.wait({waiting, behind}, timeout=20)
+    assert waiting.cancelled()
+    assert behind.done()
+    assert room.used == 60
