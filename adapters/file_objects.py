@@ -58,7 +58,7 @@ class Place:
         """Whether `name` in `folder` is a regular file, and not a directory. Raises Denied where it is neither."""
         mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise Denied(f"{self.location} is no regular file")
+            raise Denied(f"{self.location}: it is no regular file")
         return stat.S_ISREG(mode)
 
     @contextmanager
@@ -151,7 +151,7 @@ class Reading:
             self._stack.callback(os.close, self._file)
             status = os.fstat(self._file)
         if not stat.S_ISREG(status.st_mode):
-            raise Denied(f"{self._place.location} is no regular file")
+            raise Denied(f"{self._place.location}: it is no regular file")
         self._left = status.st_size
         return self._left
 

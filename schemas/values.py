@@ -2,6 +2,7 @@
 
 import json
 import re
+from codecs import BOM_UTF8
 from typing import Any
 
 from rejoinder.schemas.reading import MAX_NESTING, UnusableError, _scanners, too_deep
@@ -41,6 +42,8 @@ def read_value(data: bytes | bytearray) -> Any:
         WireError: as `rejoinder.schemas.wire.read_object` does, but for the value's kind. Its message goes on from the
             name of what was read.
     """
+    if data.startswith(BOM_UTF8):
+        raise WireError("is not JSON: it begins with a byte order mark; write it without one")
     text = read_text(data)
     if too_deep(text):
         raise WireError(f"nests deeper than {MAX_NESTING} levels, or its brackets do not match: not usable JSON")

@@ -14,9 +14,9 @@ from rejoinder.worker.inputs import Inputs
 
 Read = TypeVar("Read")
 
-Events = Callable[[bytes], Sequence[ParsedRequest | WireError] | None]
-"""The requests that a message without an envelope is, or what is wrong with them: none if it is to be ignored; None if
-it is something else."""
+Events = Callable[[bytes], Sequence[ParsedRequest | WireError | None] | None]
+"""The requests that a message without an envelope is, or what is wrong with them, or None for one that is ignored; None
+for the whole if it is something else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,10 @@ class Acceptor:
         handler: Reads and checks requests.
         subscription: The subscription's name: half of what names an answer.
         inputs: Reads objects.
-        events: Reads messages without an envelope; None: they are refused.
+        events: Reads messages without an envelope.
     """
 
-    def __init__(self, handler: Handler, *, subscription: str, inputs: Inputs, events: Events | None) -> None:
+    def __init__(self, handler: Handler, *, subscription: str, inputs: Inputs, events: Events) -> None:
         self._handler = handler
         self._subscription = subscription
         self._inputs = inputs
@@ -81,11 +81,11 @@ class Acceptor:
     def _event(self, message: Message, refused: Answer) -> Several | Answered:
         """What a refused message is after all, if it is an event: it has no metadata then."""
         whole = refused.metadata is None and len(message.body) <= self._handler.max_request_bytes
-        requests = self._events(message.body) if self._events is not None and whole else None
+        requests = self._events(message.body) if whole else None
         if requests is None:
             return Answered(refused, None)
         names = [response_id(self._subscription, f"{message.id}\0{place}", None) for place in range(len(requests))]
-        parts = tuple(map(Part, requests, names))
+        parts = tuple(Part(asked, name) for asked, name in zip(requests, names, strict=True) if asked is not None)
         return Several(parts) if parts else Answered(Answer(204, None, None, "", silent=True), None)
 
     async def _pointed(self, message: Message, location: str, latest: float) -> Job | Several | Answered:

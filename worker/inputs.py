@@ -78,9 +78,16 @@ class Source:
         except NotFound as exc:
             raise Missing(f"there is nothing at {self.location}", param=self.param) from exc
         except Denied as exc:
-            raise Forbidden(f"{self.location} may not be read: {exc}", param=self.param) from exc
+            raise Forbidden(f"{self.location} may not be read: {_rest(exc, self.location)}", param=self.param) from exc
         except AdapterError as exc:
-            raise Unavailable(f"{self.location} cannot be read now: {exc}", param=self.param) from exc
+            raise Unavailable(
+                f"{self.location} cannot be read now: {_rest(exc, self.location)}", param=self.param
+            ) from exc
+
+
+def _rest(error: AdapterError, location: str) -> str:
+    """What a store says, without the name of the object where it begins with that."""
+    return str(error).removeprefix(f"{location}: ")
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,7 +197,9 @@ async def _work(settings: Settings, engine: Engine, ends: _Ends, signals: StopSi
     consumer = Consumer(
         subscription,
         handler,
-        Acceptor(handler, subscription=subscription.name, inputs=inputs, events=events_of(settings)),
+        Acceptor(
+            handler, subscription=subscription.name, inputs=inputs, events=events_of(settings, ends.stores.is_own)
+        ),
         Replier(topic, subscription.name),
         Slots(engine),
         policy=RetryPolicy(

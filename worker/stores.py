@@ -26,15 +26,25 @@ class Stores:
     inputs: tuple[BlobStore, ...] = ()
     """What inputs may be read from."""
 
+    @property
+    def written(self) -> tuple[BlobStore, ...]:
+        """What the worker writes to, each once."""
+        named = (self.outputs, self.failures, self.ledger, self.responses)
+        return tuple(dict.fromkeys(store for store in named if store is not None))
+
     async def look(self) -> None:
         """Find out whether the stores that are written to are there, and what is in them may be asked for.
 
         Raises:
             AdapterError: one is not, or refuses.
         """
-        for store in dict.fromkeys((self.outputs, self.failures, self.ledger, self.responses)):
-            if store is not None:
-                await store.exists(LOOKED_FOR)
+        for store in self.written:
+            await store.exists(LOOKED_FOR)
+
+    def is_own(self, location: str) -> bool:
+        """Whether an object is one that the worker writes: nothing nearer to it is what inputs are read from."""
+        written = _nearest(location, self.written)
+        return written > 0 and written >= _nearest(location, self.inputs)
 
     def resolve(self, location: str, param: str | None) -> tuple[BlobStore, str]:
         """The store and the key of an object that may be read. Asks no server.
@@ -46,6 +56,7 @@ class Stores:
         Raises:
             Forbidden: it is outside the allowed stores.
         """
+        named = f"{param or 'the pointer'} {location!r:.1100}"
         for store in self.inputs:
             base = f"{store.url}/"
             if location.startswith(base):
@@ -54,10 +65,15 @@ class Stores:
                     store.location(key)
                     _no_way_out(key)
                 except ValueError as exc:
-                    raise Forbidden(f"{location!r:.1100} is not allowed: {exc}", param=param) from exc
+                    raise Forbidden(f"{named} is not allowed: {exc}", param=param) from exc
                 return store, key
         allowed = ", ".join(store.url for store in self.inputs) or "no store"
-        raise Forbidden(f"{location!r:.1100} is not allowed: this worker reads from {allowed}", param=param)
+        raise Forbidden(f"{named} is not allowed: this worker reads from {allowed}", param=param)
+
+
+def _nearest(location: str, stores: tuple[BlobStore, ...]) -> int:
+    """How long the longest URL is of the stores that a location is below; 0: it is below none."""
+    return max((len(store.url) for store in stores if location.startswith(f"{store.url}/")), default=0)
 
 
 def _no_way_out(key: str) -> None:

@@ -101,6 +101,7 @@ async def test_what_an_object_is_read_as(key, stored, asked, data, body) -> None
         ('{"prompt": "x"}'.encode("utf-16"), "is not UTF-8"),
         ('{"prompt": "é"}'.encode("latin-1"), "is not UTF-8"),
         (b"\xff" * 300_000, "is not UTF-8"),
+        (b'\xef\xbb\xbf{"prompt": "x"}', "it begins with a byte order mark"),
         (b"", "is empty"),
         (b" \n", "is not JSON: it is empty"),
         (b"1e999", "too large for a double"),

@@ -2,15 +2,17 @@
 
 import contextlib
 import json
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from worker_harness import Bench, GateEngine, bench, flaky, until_empty
 
-from rejoinder.adapters import Blob, Message, NotFound, Transient
+from rejoinder.adapters import Blob, Message, NotFound, Transient, open_blobs
 from rejoinder.worker.handler import response_id
+from rejoinder.worker.stores import Stores
 
 EVENTS = {"s3_event_path": "/run", "allow_input": "s3://bucket/in", "retry_delay_seconds": 0.01}
 
@@ -139,7 +141,43 @@ async def test_without_the_setting_an_event_is_no_request(objects: Objects, body
         await it.send_raw(body)
         (response,) = await it.responses_until(1)
         assert (response["status_code"], response["body"]["error"]["param"]) == (400, "metadata")
+        assert "s3_event_path is not set" in response["body"]["error"]["message"]
         assert objects.reads == []
+
+
+@pytest.mark.parametrize("own", ["output_path", "failure_path", "ledger"])
+async def test_what_the_worker_writes_is_no_job_of_its_own(
+    objects: Objects, monkeypatch: pytest.MonkeyPatch, own: str
+) -> None:
+    objects.objects = {"a": [b"1"], "out/a.out": [b"2"]}
+
+    @contextlib.asynccontextmanager
+    async def opening(url: str) -> AsyncIterator[Any]:
+        if url == objects.url:
+            yield objects
+            return
+        async with open_blobs(url.replace("s3://", f"memory://{uuid.uuid4()}-")) as written:
+            monkeypatch.setattr(written, "url", url)  # which is what events name
+            yield written
+
+    monkeypatch.setattr("rejoinder.worker.stores.open_blobs", opening)
+    async with eager(**{own: "s3://bucket/in/out"}) as it:
+        await it.send_raw(event(record("in/out/a.out")))
+        await until_empty(it)
+        sent = await it.send_raw(event(record("in/out/a.out"), record("in/a"), record("in/outer")))
+        await it.responses_until(2)
+        names = {message.attributes["response_id"] for _, message in it.got}
+        assert names == {response_id(it.subscription.name, f"{sent}\0{place}", None) for place in (1, 2)}
+        assert sorted(objects.reads) == ["a", "outer"]
+
+
+def test_the_nearest_store_says_whose_an_object_is(objects: Objects) -> None:
+    wide = Objects()
+    wide.url = "s3://bucket"
+    stores = Stores(outputs=cast("Any", wide), inputs=(cast("Any", objects),))
+    assert not stores.is_own("s3://bucket/in/a")
+    assert stores.is_own("s3://bucket/inner/a")
+    assert not stores.is_own("s3://bucket2/a")
 
 
 @pytest.mark.parametrize("body", [b'{"Records": []}', b'{"Records": 1}', b'{"Event": "other"}', b"[]", b"{"])
