@@ -27,6 +27,7 @@ _NOT_FOUND: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 _DENIED: Final = frozenset(
     {
         errno.EACCES,
+        errno.EEXIST,  # a file where a directory of the store's would be
         errno.EPERM,
         errno.EROFS,
         errno.ELOOP,
@@ -71,14 +72,17 @@ class Place:
         with self.mapped(writing=make):
             if any(part.startswith(UNFINISHED) for part in self.key.split("/")):
                 raise Denied(f"{self.location}: names that begin with {UNFINISHED} are for what is being written")
-            if make:
-                _make(Path(os.path.realpath(self.root)))
             root = os.path.realpath(self.root)
+            if make:
+                _make(Path(root))
             path = os.path.realpath(f"{root}/{self.key}")
             if not path.startswith(f"{root}/"):
                 raise Denied(f"{self.location}: a link leads out of the store's directory")
             *parents, name = path.removeprefix(f"{root}/").split("/")
-            folder = os.open(root, DIRECTORY)
+            try:
+                folder = os.open(root, DIRECTORY)
+            except NotADirectoryError as exc:  # nor will it ever be one
+                raise Denied(f"{self.location}: the store's directory {root} is a file, or below one") from exc
             try:
                 for parent in parents:
                     folder = _enter(folder, parent, make=make)

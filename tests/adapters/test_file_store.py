@@ -42,6 +42,15 @@ async def test_reading_makes_nothing(store, tmp_path):
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["root", "root/a", "root/a/b"]
 
 
+@pytest.mark.parametrize("below", ["", "/a/b"])
+async def test_a_directory_that_cannot_be_is_denied(tmp_path, below):
+    (tmp_path / "file").write_text("x")
+    async with open_blobs(f"file://{tmp_path}/file{below}") as store:
+        for call in (store.exists("k"), store.put("k", stream(b"x"), "t"), content_of(store, "k")):
+            with pytest.raises(Denied):
+                await call
+
+
 @pytest.mark.parametrize("make_target", [True, False], ids=["there", "dangling"])
 async def test_links_that_lead_out_are_denied(store, root, tmp_path, make_target):
     outside = tmp_path / "outside"
