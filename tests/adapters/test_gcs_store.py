@@ -123,7 +123,8 @@ async def test_sessions_of_failed_puts_are_ended(gcs, url):
     async with open_blobs(url) as store:
         with pytest.raises(Fault):
             await store.put("k", failing(), "t")
-        assert gcs.sessions == {}
+        # Of this bucket: other tests leave some, with processes that they kill.
+        assert url.split("/")[2] not in {session.bucket for session in gcs.sessions.values()}
 
 
 @pytest.mark.parametrize("size", [10, 17 * MIB])
