@@ -218,3 +218,14 @@ async def test_stopping_tells_those_whose_text_waits(tiny):
     results = await asyncio.gather(*waiting, return_exceptions=True)
     assert [type(result) for result in results] == [Unavailable] * 3
     assert all(one.done() for one in blocking)
+
+
+async def test_a_sequence_that_its_thread_has_lost_is_told_of_the_stop(tiny, monkeypatch):
+    engine = await started(tiny)
+    # As when the stop comes just while the thread lets it in.
+    monkeypatch.setattr(engine._batch._manager, "add_request", lambda *_, request_id, **__: request_id)
+    lost = asyncio.create_task(engine._batch.run([5, 6], 4, Sampling()))
+    await asyncio.sleep(0)
+    await engine.stop()
+    with pytest.raises(Unavailable):
+        await asyncio.wait_for(lost, 20)

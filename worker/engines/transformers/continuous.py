@@ -85,6 +85,7 @@ class ContinuousBatch:
         self.dynamic = _sees_history(self._manager)
         """Whether each step sees its sequences as they are."""
         Recovery(self._manager)
+        self._unfinished: set[asyncio.Future[list[int]]] = set()
         self._stalls = StallWatch(settings.stall_seconds, self._position, lambda: self.steps)
 
     def start(self) -> None:
@@ -94,6 +95,9 @@ class ContinuousBatch:
     def stop(self) -> None:
         """End the generation thread after its current step; sequences in flight raise `Unavailable`. Blocks."""
         self._manager.stop(block=True, timeout=STOP_SECONDS, hard_stop=True)
+        # It tells those in its batch and at its door, but not those that it was just letting in.
+        for done in list(self._unfinished):
+            done.get_loop().call_soon_threadsafe(_end, done)
 
     @property
     def alive(self) -> bool:
@@ -151,6 +155,7 @@ class ContinuousBatch:
 
         self._manager.register_result_handler(name, on_output)
         self._stalls.add(name, done)
+        self._unfinished.add(done)
         try:
             added = self._manager.add_request(
                 list(prompt),
@@ -166,6 +171,7 @@ class ContinuousBatch:
             self._capacity.saw(self._size(len(prompt) + len(tokens) // 2), len(tokens))
             return generated(tokens, brought)
         finally:
+            self._unfinished.discard(done)
             self._forget(name)
 
     def _forget(self, name: str) -> None:
@@ -187,6 +193,11 @@ class ContinuousBatch:
         if self.alive:
             return Failed(f"the engine failed on this request: {first}")
         return Unavailable(f"the engine failed on its whole batch ({first}); the request will be tried again")
+
+
+def _end(done: "asyncio.Future[list[int]]") -> None:
+    if not done.done():
+        done.set_exception(Unavailable("the engine was stopped; the request will be tried again"))
 
 
 def _manager(model: PreTrainedModel, settings: TransformersSettings, running: int) -> ContinuousBatchingManager:
