@@ -11,7 +11,7 @@ official emulator for Pub/Sub, started for it unless REJOINDER_TEST_AWS and REJO
   batches as large as the worker's, and with the attributes that the contract has on every message, which the emulators
   take time for: it asks of the broker what the worker asks. No JSON, no leases. `--receivers` of these run at once, as
   many as the worker has receives in flight at most.
-- bodies only: the same without attributes, which no worker of this contract can be. Told, without a floor.
+- bodies only: the same without attributes, which no worker of this contract can be.
 - on SQS: taskiq-aio-sqs, Celery and dramatiq_sqs, each with a task that sends the body to the response queue as a
   message of its own kind, and each in an environment of its own (peers/*.txt), made by uv on first use. Their settings
   stand in the output and in sides.py: of those tried, the fastest.
@@ -22,7 +22,7 @@ for its start. Nothing else is asked of the broker meanwhile; responses are coun
 Sides take turns, so that a machine whose speed drifts drifts for all, and a ratio is the median of the runs' ratios.
 
 An emulator on the same two cores takes most of them, so ratios say how many calls a side makes more than how fast it
-is; `--calls` counts them, in one more run each. Exit code 1 if a ratio is below its floor: 0.8 of the bare loop, 1.5
+is; `--calls` counts them, in one more run each. Exit code 1 if a ratio is below its floor: 0.8 of either loop, 1.5
 times the fastest of the others.
 """
 
@@ -86,9 +86,9 @@ def compare(broker: Broker, chosen: list[Side], arguments: argparse.Namespace) -
         ratio = statistics.median(w / o for w, o in zip(rates[WORKER], rates[side.name], strict=True))
         met = "met" if ratio >= side.floor else "MISSED"
         missed |= ratio < side.floor
-        floor = f" (floor {side.floor}: {met})" if side.floor else ""
         print(
-            f"  {side.name}: {statistics.median(rates[side.name]):,.0f} messages/s, worker over it {ratio:.2f}{floor}",
+            f"  {side.name}: {statistics.median(rates[side.name]):,.0f} messages/s, worker over it {ratio:.2f}"
+            f" (floor {side.floor}: {met})",
             flush=True,
         )
     return missed

@@ -32,8 +32,8 @@ class Side:
 
     @property
     def floor(self) -> float:
-        """What the worker's rate over this one's is to be at least; 0 where it is told and no more."""
-        return {LOOP: 0.8, BODIES: 0.0}.get(self.name, 1.5)
+        """What the worker's rate over this one's is to be at least."""
+        return 0.8 if self.name in {LOOP, BODIES} else 1.5
 
 
 PEER_SIDES: Mapping[Broker, Sequence[Side]] = {

@@ -123,6 +123,8 @@ async def test_a_stop_ends_all_receives_at_once(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_while_the_broker_is_away_it_is_asked_by_one_and_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Pauses are drawn at random up to their longest, and many short ones in a row are as good as none to this test.
+    monkeypatch.setattr("rejoinder.worker.retry.random.uniform", lambda _low, high: high)
     async with (
         bench(GateEngine(capacity=200), start=False, prefetch=0) as it,
         flaky(it, monkeypatch) as (subscription, _),
@@ -140,8 +142,7 @@ async def test_while_the_broker_is_away_it_is_asked_by_one_and_seldom(monkeypatc
         loop = asyncio.get_running_loop()
         began, calls = loop.time(), receive.calls
         await until(lambda: loop.time() > began + 1.0)
-        # The pauses are drawn at random, up to 0.1 s at first: a loop that spins would ask some thousand times.
-        assert receive.calls <= calls + 20, "it spins"
+        assert receive.calls <= calls + 8, "it spins"
         receive.away = False
         await it.responses_until(200)
 
