@@ -12,7 +12,7 @@ from rich.table import Table
 
 from rejoinder.cli.errors import ExitCode, Failure
 from rejoinder.cli.options import with_settings
-from rejoinder.worker.settings import Settings, SettingsError, gather, resolve
+from rejoinder.worker.settings import SECRETS, Settings, SettingsError, gather, resolve
 
 
 @with_settings
@@ -30,7 +30,7 @@ def config(config: Path | None, flags: dict[str, Any]) -> None:
 
 def _show(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
     rows = [
-        (name, _text(values[name]) if name in values else _default(name), origins.get(name, _unset(name)))
+        (name, _text(name, values[name]) if name in values else _default(name), origins.get(name, _unset(name)))
         for name in Settings.model_fields
     ]
     if sys.stdout.isatty():
@@ -43,7 +43,9 @@ def _show(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
             typer.echo("\t".join(row))
 
 
-def _text(value: Any) -> str:
+def _text(name: str, value: Any) -> str:
+    if name in SECRETS:
+        return "**********"
     if isinstance(value, dict):
         return json.dumps(value)
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -51,7 +53,7 @@ def _text(value: Any) -> str:
 
 def _default(name: str) -> str:
     field = Settings.model_fields[name]
-    return "" if field.is_required() or field.default is None else _text(field.default)
+    return "" if field.is_required() or field.default is None else _text(name, field.default)
 
 
 def _unset(name: str) -> str:

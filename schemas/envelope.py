@@ -1,8 +1,9 @@
 """The envelope: what a producer publishes and what a consumer receives."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -54,7 +55,9 @@ class Options(BaseModel):
     filename: Annotated[str, Field(min_length=1, max_length=32), AfterValidator(check_filename)] | None = Field(
         default=None, description="The result's name, in a folder of its own; at most one dot."
     )
-    stream: Literal[False] | None = Field(default=None, description="Only false: streaming is not supported yet.")
+    stream: bool | None = Field(
+        default=None, description="Answer in several responses, each as soon as there is something to say."
+    )
     deadline: Annotated[AwareDatetime, BeforeValidator(_parse_deadline, json_schema_input_type=str)] | None = Field(
         default=None, description="RFC 3339; a request not started by then is answered 408."
     )
@@ -74,6 +77,19 @@ class Request(BaseModel):
     options: Options | None = None
 
 
+class Stream(BaseModel):
+    """Where a response stands among those that a stream is. A later attempt is a new stream, and replaces this one."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    index: int = Field(ge=0, description="Which response of the attempt this is, from 0.")
+    done: bool = Field(description="Whether it is the last one.")
+    attempt: int = Field(ge=1, description="Grows with each attempt, not always by one.")
+    chunks: int = Field(
+        default=1, ge=0, description="1: the body is a chunk; else it is a list of so many, or nothing where 0."
+    )
+
+
 class Response(BaseModel):
     """One response: how it went, the request's own metadata, and the result or the error."""
 
@@ -84,6 +100,8 @@ class Response(BaseModel):
     body: JsonValue = Field(default=None, description='The result, or {"error": {...}} when status_code >= 400.')
     output_location: str | None = None
     failure_location: str | None = None
+    headers: dict[str, str] | None = Field(default=None, description="Those that the worker's own function gave.")
+    stream: Stream | None = Field(default=None, description="Where the request asked for a stream.")
 
 
 @dataclass(slots=True)  # not frozen: making one would take three times as long
@@ -150,43 +168,43 @@ def _is_plain(values: dict[str, Any]) -> bool:
     )
 
 
-def write_response(
-    status_code: int,
-    metadata: str | None,
-    body: Any,
-    *,
-    output_location: str | None = None,
-    failure_location: str | None = None,
-) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What a response has beside its body, if anything. See `Response`."""
+
+    output_location: str | None = None
+    failure_location: str | None = None
+    headers: Mapping[str, str] | None = None
+    stream: Mapping[str, Any] | None = None
+    """The fields of a `Stream`."""
+
+
+NOTHING = Beside()
+
+
+def write_response(status_code: int, metadata: str | None, body: Any, beside: Beside = NOTHING) -> bytes:
     """Write a response's bytes around the metadata's own text.
 
     Args:
-        status_code: See `Response`, as for the others.
+        status_code: See `Response`.
         metadata: The text of the request's metadata; None where it could not be read.
-        body: A JSON value.
-        output_location: Where the result is stored; `body` is None then.
-        failure_location: Where the failure is stored.
+        body: A JSON value. None where the result is stored.
+        beside: What else there is.
 
     Raises:
         ValueError, TypeError: `body` is not JSON.
     """
-    if output_location is not None or failure_location is not None:
-        return wrap_response(status_code, metadata, write_json(body), output_location, failure_location)
+    if beside is not NOTHING:
+        return wrap_response(status_code, metadata, write_json(body), beside)
     own = "null" if metadata is None else safe_text(metadata)
     return f'{{"status_code":{status_code},"metadata":{own},"body":{write_json(body)}}}'.encode()
 
 
-def wrap_response(
-    status_code: int,
-    metadata: str | None,
-    body: str,
-    output_location: str | None = None,
-    failure_location: str | None = None,
-) -> bytes:
+def wrap_response(status_code: int, metadata: str | None, body: str, beside: Beside = NOTHING) -> bytes:
     """As `write_response`, of a body that `write_json` has already written."""
     own = "null" if metadata is None else safe_text(metadata)
-    places = {"output_location": output_location, "failure_location": failure_location}
-    more = "".join(f',"{name}":{write_json(place)}' for name, place in places.items() if place is not None)
+    values = ((name, getattr(beside, name)) for name in Beside.__dataclass_fields__)
+    more = "".join(f',"{name}":{write_json(value)}' for name, value in values if value is not None)
     return f'{{"status_code":{status_code},"metadata":{own},"body":{body}{more}}}'.encode()
 
 

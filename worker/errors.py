@@ -6,6 +6,7 @@
     ├── Missing          404
     ├── Expired          408
     ├── RequestTooLarge  413
+    ├── Cancelled        499
     ├── NotGiven         500  the result cannot be written, stored or carried
     └── TimedOut         504
     RetryableError           comes back later; answered with its status after the last attempt
@@ -68,6 +69,13 @@ class RequestTooLarge(RequestError):
     type = "request_too_large_error"
 
 
+class Cancelled(RequestError):
+    """Its sender does not want the answer any more."""
+
+    status_code = 499
+    type = "cancelled_error"
+
+
 class NotGiven(RequestError):
     """The result cannot be written as JSON, or nobody takes it as large as it is: another attempt makes the same."""
 
@@ -83,10 +91,23 @@ class TimedOut(RequestError):
 
 
 class RetryableError(RequestError):
-    """An error that another attempt may cure."""
+    """An error that another attempt may cure.
+
+    Args:
+        message: Answered after the last attempt.
+        param: See `RequestError`.
+        code: See `RequestError`.
+        delay: Seconds until the next attempt; None: as long as the settings say, longer with each.
+    """
 
     status_code = 503
     type = "unavailable_error"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, delay: float | None = None
+    ) -> None:
+        super().__init__(message, param=param, code=code)
+        self.delay = delay
 
 
 class Failed(RetryableError):

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from rejoinder.adapters import Message
 from rejoinder.schemas.envelope import Options, ParsedRequest, parse_request
 from rejoinder.schemas.errors import ErrorBody
 from rejoinder.schemas.wire import WireError, peek_metadata
-from rejoinder.worker.engines.protocol import Engine, EngineRequest
+from rejoinder.worker.engines.protocol import Engine, EngineRequest, WithHeaders
 from rejoinder.worker.errors import (
     BadRequest,
     EngineGone,
@@ -77,6 +77,10 @@ class Answer:
     """The answers to further requests of the same message. If any answer of it is retryable, this one is."""
     silent: bool = False
     """There is nothing to answer: the message is settled without a response."""
+    headers: Mapping[str, str] | None = None
+    """Those that the engine gave with the body."""
+    stream: Mapping[str, Any] | None = None
+    """Of a stream's last message, the fields of its `rejoinder.schemas.envelope.Stream`."""
 
     @property
     def retryable(self) -> bool:
@@ -242,7 +246,10 @@ class Handler:
             raise
         except Exception as exc:  # noqa: BLE001 - an engine's bug is this request's error, not the worker's end
             return refusal(failed(exc, name), job.metadata, name)
-        return Answer(200, job.metadata, body, name, named_by_message=job.options.inference_id is None)
+        own = job.options.inference_id is None
+        if isinstance(body, WithHeaders):
+            return Answer(200, job.metadata, body.body, name, named_by_message=own, headers=body.headers)
+        return Answer(200, job.metadata, body, name, named_by_message=own)
 
 
 def refusal(error: RequestError, metadata: str | None, name: str) -> Answer:

@@ -157,7 +157,7 @@ class LineRun:
             if not answer.retryable or attempt >= policy.max_attempts:
                 return self._written(answer)
             self._give_back(line)
-            await asyncio.sleep(policy.backoff(attempt))
+            await asyncio.sleep(policy.delay_of(answer.error, attempt))
             attempt += 1
             await self._means.slots.acquire()
             line.slot = True

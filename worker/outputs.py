@@ -17,13 +17,13 @@ import structlog
 
 from rejoinder.adapters import Denied, Message, NotFound, TooLarge, Transient
 from rejoinder.adapters.driver import BlobStore
-from rejoinder.schemas.envelope import Options, parse_request, response_head, write_response
+from rejoinder.schemas.envelope import Beside, Options, parse_request, response_head, write_response
 from rejoinder.schemas.wire import WireError
 from rejoinder.worker.errors import BadRequest, Forbidden, NotGiven, RequestError, Unavailable
 from rejoinder.worker.handler import NO_OPTIONS, PARSE_IN_THREAD_BYTES, Answer, Job, Kept, refusal, response_id
 from rejoinder.worker.ledger import Ledger, stored_answer
 from rejoinder.worker.object_names import output_key, record_key
-from rejoinder.worker.reply import written
+from rejoinder.worker.reply import beside, written
 from rejoinder.worker.stores import Stores
 from rejoinder.worker.storing import put_once, read_whole, stands
 
@@ -106,7 +106,7 @@ class Outputs:
         if self._ledger is not None and (stored := await self._ledger.read(key)) is not None:
             return stored_answer(stored, asked.metadata, asked.response_id, "ledger")
         if self._outputs is not None and (location := await self._stands(self._outputs, asked)) is not None:
-            wire = write_response(200, asked.metadata, None, output_location=location)
+            wire = write_response(200, asked.metadata, None, Beside(output_location=location))
             kept = Kept(wire, output_location=location, source="object")
             return Answer(200, asked.metadata, None, asked.response_id, kept=kept)
         if self._failures is not None:
@@ -167,11 +167,11 @@ class Outputs:
                 self._check_carried(message, answer, wire)
             return Kept(wire)
         if location is not None:
-            return Kept(write_response(200, answer.metadata, None, output_location=location), location)
+            return Kept(write_response(200, answer.metadata, None, beside(answer, output_location=location)), location)
         assert self._outputs is not None  # noqa: S101 - asked above
         key = output_key(answer.response_id, options)
         location = self._outputs.location(key)
-        response = write_response(200, answer.metadata, None, output_location=location)
+        response = write_response(200, answer.metadata, None, beside(answer, output_location=location))
         if self._pointed is None:
             self._check_carried(message, answer, response)
         await self._check_undecided(asked)
@@ -210,7 +210,9 @@ class Outputs:
             return await self._record(message, earlier, earlier.kept)
         key = record_key(answer.response_id)
         location = None if self._failures is None else self._failures.location(key)
-        wire = write_response(answer.status_code, answer.metadata, answer.body, failure_location=location)
+        wire = write_response(
+            answer.status_code, answer.metadata, answer.body, beside(answer, failure_location=location)
+        )
         return await self._record(message, answer, Kept(wire, failure_location=location))
 
     async def _record(self, message: Message, answer: Answer, kept: Kept) -> Answer:

@@ -1,11 +1,12 @@
 """From an answer to a durable response."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import structlog
 
 from rejoinder.adapters import AdapterError, LeaseLost, Message, Outgoing, TooLarge, Topic, Transient
-from rejoinder.schemas.envelope import write_response
+from rejoinder.schemas.envelope import NOTHING, Beside, write_response
 from rejoinder.schemas.errors import ErrorBody, ErrorDetail
 from rejoinder.worker import carrying
 from rejoinder.worker.batcher import Batcher
@@ -121,12 +122,19 @@ class Replier:
 def written(message: Message, answer: Answer) -> tuple[Answer, bytes]:
     """An answer and its response's bytes: those of an error where the engine's result is no JSON, such as NaN."""
     try:
-        return answer, write_response(answer.status_code, answer.metadata, answer.body)
+        return answer, write_response(answer.status_code, answer.metadata, answer.body, beside(answer))
     except (ValueError, TypeError) as exc:
         log.error("result_not_json", message_id=message.id, response_id=answer.response_id, error=str(exc))
         error = NotGiven(f"the result cannot be written as JSON: {exc}")
-        answer = refusal(error, answer.metadata, answer.response_id)
-        return answer, write_response(500, answer.metadata, answer.body)
+        answer = replace(refusal(error, answer.metadata, answer.response_id), stream=answer.stream)
+        return answer, write_response(500, answer.metadata, answer.body, beside(answer))
+
+
+def beside(answer: Answer, **locations: str | None) -> Beside:
+    """What an answer's response has beside its body; `locations` are where it is stored."""
+    if not locations and answer.headers is None and answer.stream is None:
+        return NOTHING
+    return Beside(headers=answer.headers, stream=answer.stream, **locations)
 
 
 def _not_carried(answer: Answer) -> Answer:

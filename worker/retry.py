@@ -63,6 +63,11 @@ class RetryPolicy:
         ceiling = min(self.delay_max, self.delay * 2.0 ** min(attempt - 1, 60))
         return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - spreading load, not secrets
 
+    def delay_of(self, error: Exception | None, attempt: int) -> float:
+        """Seconds until the next attempt after `error`: what it asks for, else `backoff`."""
+        asked = getattr(error, "delay", None)
+        return self.backoff(attempt) if asked is None else max(0.0, asked)
+
     def on_failure(self, attempt: int) -> Action:
         """What becomes of a delivery that failed with a retryable error."""
         if attempt < self.cap:

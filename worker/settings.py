@@ -12,28 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-from rejoinder.worker.engines.transformers.settings import Attention, Compile, contradiction
-from rejoinder.worker.engines.vllm_settings import not_twice
+from rejoinder.worker.engine_rules import engine_problem
+from rejoinder.worker.engines.transformers.settings import Attention, Compile
 from rejoinder.worker.store_settings import store_problem
 
 ENV_PREFIX = "REJOINDER_"
 CONFIG_FILE = "rejoinder.toml"
-
-OF_PROCESSES = ("devices", "engine_processes", "engine_start_seconds", "engine_hang_seconds", "engine_max_deaths")
-"""Settings of the processes that models run in."""
-NOT_OF_VLLM = (
-    *("task", "pooling", "normalize", "engine_processes", "engine_stall_seconds", "device", "devices", "attn"),
-    *("batching", "cache_memory_share", "cuda_graphs", "async_batching", "compile", "warmup", "quantization"),
-    *("lora", "lora_revision", "tokenizer", "tokenizer_revision", "code_revision", "offline", "threads"),
-)
-"""What vLLM has its own ways for, or has not at all."""
-NOT_OF_ECHO = (
-    *("served_model_name", "engine_process", *OF_PROCESSES, "dtype", "revision", "trust_remote_code"),
-    *("max_model_len", "max_running", "max_batch_tokens", "cache_bytes", "default_max_tokens"),
-    *(name for name in NOT_OF_VLLM if name not in OF_PROCESSES),
-)
+SECRETS = frozenset({"token"})
+"""Settings whose values nobody prints."""
 
 
 class SettingsError(ValueError):
@@ -65,8 +53,8 @@ class Settings(BaseModel):
 
     requests: str = Field(description="URL of the queue or subscription to pull requests from.")
     responses: str = Field(description="URL of the queue or topic to publish responses to.")
-    engine: Literal["auto", "transformers", "vllm", "echo"] = Field(
-        default="auto", description="auto: transformers where a model is named."
+    engine: Literal["auto", "transformers", "vllm", "functions", "echo"] = Field(
+        default="auto", description="auto: transformers where a model is named, functions where an app is."
     )
     model: str | None = Field(default=None, description="smollm2, a local directory, or a hub name.")
     served_model_name: Names = Field(
@@ -81,6 +69,35 @@ class Settings(BaseModel):
     )
     normalize: bool | None = Field(
         default=None, description="Scale embeddings to length 1. Default: as the checkpoint says, else yes."
+    )
+    app: str | None = Field(
+        default=None,
+        description="Your own functions: MODULE or MODULE:NAME, found in app_dir or installed.",
+    )
+    app_dir: Path = Field(default=Path(), description="Where the app's module is looked for first.")
+    app_params: JsonObject = Field(
+        default={}, description="The deployment's custom object, for the app's init or service: JSON, or @FILE."
+    )
+    app_concurrency: int = Field(
+        default=8,
+        ge=1,
+        description="Calls of the app's generate and generate_stream at once, in each process.",
+    )
+    app_cancel_seconds: float = Field(
+        default=5.0,
+        gt=0,
+        description="A call that goes on for this long after its request timed out or was cancelled: its process ends.",
+    )
+    max_batch_size: int = Field(default=32, ge=1, description="Requests in one call of the app's generate_batch.")
+    max_batch_bytes: int = Field(default=16 << 20, ge=1, description="Of their bodies as JSON, in one such call.")
+    max_wait_ms: float = Field(
+        default=5.0, ge=0, le=60_000, description="How long such a call waits for further requests, in milliseconds."
+    )
+    token: SecretStr | None = Field(
+        default=None, min_length=1, description="The app's context.get_token(). Best given as REJOINDER_TOKEN."
+    )
+    token_file: Path | None = Field(
+        default=None, description="A file with that token in it, read again when it changes."
     )
     default_path: str = Field(
         default="/v1/completions", pattern=r"^/\S*$", description="The path of a request that has none."
@@ -107,6 +124,20 @@ class Settings(BaseModel):
     )
     grace_seconds: float = Field(
         default=30.0, ge=0, description="After SIGTERM, how long running requests may take to finish."
+    )
+
+    stream_interval_ms: float = Field(
+        default=100.0,
+        ge=0,
+        le=60_000,
+        description="The pause between a stream's messages: what comes meanwhile is in the next, in milliseconds.",
+    )
+    stream_max_bytes: int = Field(
+        default=64 << 10, ge=1, description="So much of a stream does not wait for the pause to end."
+    )
+    cancels: str | None = Field(
+        default=None,
+        description="URL of the store of cancel marks. Default: cancels/ in blobs, else beside sqlite:// requests.",
     )
 
     blobs: str | None = Field(
@@ -234,65 +265,22 @@ class Settings(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _engine_has_its_model(self) -> "Settings":
-        if self.engine_name != "echo" and self.model is None:
-            raise ValueError("model is missing: name smollm2, a local directory or a hub model (or take engine echo)")
-        if self.engine == "echo" and self.model is not None:
-            raise ValueError("model has no meaning with engine echo: leave one of them out")
-        if self.vllm_args and self.engine != "vllm":
-            raise ValueError("vllm_args has a meaning only with engine vllm: leave it out")
-        if self.engine == "vllm":
-            not_twice(self.vllm_args)
-            self._refuse(NOT_OF_VLLM, "with engine vllm: leave it out, or use vLLM's own in vllm_args")
-        if problem := contradiction(self):
-            raise ValueError(problem)
-        if self.engine_name == "echo":
-            self._refuse(NOT_OF_ECHO, "with engine echo, which has no model: leave it out")
-        return self
-
-    def _refuse(self, names: tuple[str, ...], why: str) -> None:
-        """Refuse what somebody set of some settings: it would be ignored."""
-        if asked := ", ".join(name for name in names if name in self.model_fields_set):
-            raise ValueError(f"{asked} has no meaning {why}")
-
-    @model_validator(mode="after")
-    def _processes_have_their_devices(self) -> "Settings":
-        if not self.engine_process:
-            self._refuse(OF_PROCESSES, "without engine_process: leave it out")
-        if "devices" in self.model_fields_set:
-            _check_devices(self.devices)
-            for name in ("device", "engine_processes"):
-                if name in self.model_fields_set:
-                    raise ValueError(f"devices and {name} exclude each other: devices has one process on each")
-        return self
-
-    @model_validator(mode="after")
-    def _stores_have_their_use(self) -> "Settings":
-        if problem := store_problem(self):
+    def _fit_together(self) -> "Settings":
+        if problem := engine_problem(self) or store_problem(self):
             raise ValueError(problem)
         return self
 
     @property
-    def engine_name(self) -> Literal["transformers", "vllm", "echo"]:
+    def engine_name(self) -> Literal["transformers", "vllm", "functions", "echo"]:
         """The engine that runs."""
-        return "transformers" if self.engine == "auto" else self.engine
+        if self.engine == "auto":
+            return "transformers" if self.app is None else "functions"
+        return self.engine
 
     @property
     def cache(self) -> Path:
         """Where converted models are kept."""
         return self.cache_dir or user_cache_dir()
-
-
-def _check_devices(devices: list[str]) -> None:
-    """Refuse what is no list of different devices."""
-    if not devices:
-        raise ValueError("devices is empty: name at least one, such as cuda:0,cuda:1")
-    if "auto" in devices:
-        raise ValueError("devices names each device itself, such as cuda:0,cuda:1: auto is none")
-    same = ["cuda:0" if device == "cuda" else device for device in devices]
-    twice = sorted({device for device in same if same.count(device) > 1})
-    if twice:
-        raise ValueError(f"devices names {', '.join(twice)} twice: for copies on one device take engine_processes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,4 +361,5 @@ def _problem(error: Any, origins: Mapping[str, str]) -> str:
     if error["type"] == "missing":
         return f"{name} is missing: give --{name.replace('_', '-')} or {ENV_PREFIX}{name.upper()}"
     message = message.replace("Input should", "it should")
-    return f"{name} (from {origins.get(name, 'default')}) is {error['input']!r}: {message}"
+    value = "**********" if name in SECRETS else repr(error["input"])
+    return f"{name} (from {origins.get(name, 'default')}) is {value}: {message}"

@@ -246,7 +246,7 @@ class Settlement:
 
     async def _retry_later(self, held: Held, answer: Answer, attempt: int) -> None:
         message = held.message
-        delay = min(self._policy.backoff(attempt), self._subscription.max_lease_seconds)
+        delay = min(self._policy.delay_of(answer.error, attempt), self._subscription.max_lease_seconds)
         self._attempts.failed(message)
         await self._back(held, self._turns.free(held), delay)
         self._counts.retried += 1

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rejoinder.schemas.envelope import Options, Response, parse_request, wrap_response, write_response
+from rejoinder.schemas.envelope import Beside, Options, Response, parse_request, wrap_response, write_response
 from rejoinder.schemas.wire import WireError, write_json
 
 
@@ -110,7 +110,7 @@ PLACE = 's3://b/k "é\ufffe\n'
     ],
 )
 def test_a_response_says_where_it_is_stored(places, more):
-    written = write_response(200, '{"a": 1}', None, **places)
+    written = write_response(200, '{"a": 1}', None, Beside(**places))
     assert json.loads(written) == {"status_code": 200, "metadata": {"a": 1}, "body": None, **more}
     assert Response.model_validate_json(written).output_location == more.get("output_location")
     assert not any(ord(char) < 0x20 or char in "\ufffe\uffff" for char in written.decode())
@@ -119,4 +119,7 @@ def test_a_response_says_where_it_is_stored(places, more):
 def test_a_body_that_is_written_already_stands_as_it_is():
     body = {"b": [1, "é\uffff"], "a": None}
     assert wrap_response(200, None, write_json(body)) == write_response(200, None, body)
-    assert wrap_response(200, "{}", "1", "x") == b'{"status_code":200,"metadata":{},"body":1,"output_location":"x"}'
+    assert (
+        wrap_response(200, "{}", "1", Beside("x"))
+        == b'{"status_code":200,"metadata":{},"body":1,"output_location":"x"}'
+    )

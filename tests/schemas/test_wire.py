@@ -258,7 +258,7 @@ def test_what_json_cannot_say_is_not_written(value: Any) -> None:
         ({"options": {"request_ttl_seconds": True}}, "options.request_ttl_seconds"),
         ({"options": {"invocation_timeout_seconds": 0}}, "options.invocation_timeout_seconds"),
         ({"options": {"invocation_timeout_seconds": 3601}}, "options.invocation_timeout_seconds"),
-        ({"options": {"stream": True}}, "options.stream"),
+        ({"options": {"stream": "yes"}}, "options.stream"),
         ({"options": {"deadline": "tomorrow"}}, "options.deadline"),
         ({"options": {"deadline": "2026-11-21T12:00:00"}}, "options.deadline"),
         ({"options": {"deadline": 1795294299}}, "options.deadline"),

@@ -12,7 +12,7 @@ from worker_harness import Bench, GateEngine, bench, flaky, until, until_backlog
 
 from rejoinder.adapters import Blob, Transient
 from rejoinder.adapters.file_store import FileStore
-from rejoinder.schemas.envelope import write_response
+from rejoinder.schemas.envelope import Beside, write_response
 from rejoinder.worker.errors import BadRequest, EngineGone, Unavailable
 
 
@@ -202,7 +202,7 @@ async def test_an_engine_that_is_gone_ends_job_and_worker(tmp_path: Path) -> Non
 async def test_no_output_is_stored_beside_a_failure(tmp_path: Path) -> None:
     """Another delivery has failed while this one ran, as where a broker delivers twice at once."""
     location = f"file://{tmp_path}/failures/r.json"
-    wire = write_response(400, '{"n":1}', {"error": {"message": "of the other"}}, failure_location=location)
+    wire = write_response(400, '{"n":1}', {"error": {"message": "of the other"}}, Beside(failure_location=location))
     async with line_bench(tmp_path, is_open=False) as it:
         await send_lines(it, tmp_path, b"1\n", options={"inference_id": "r"})
         await until(lambda: it.engine.running)

@@ -10,7 +10,7 @@ from worker_harness import LIMIT, GateEngine, bench, flaky, until, until_backlog
 
 from rejoinder.adapters import AdapterError, Denied, NotFound, TooLarge, Transient, open_blobs
 from rejoinder.adapters.memory import fresh_url
-from rejoinder.schemas.envelope import write_response
+from rejoinder.schemas.envelope import Beside, write_response
 from rejoinder.worker.errors import BadRequest
 
 LARGE = "x" * 5000
@@ -139,7 +139,7 @@ async def test_what_the_store_finds_too_large_is_a_failure(monkeypatch: pytest.M
 async def test_no_result_is_stored_beside_a_failure(tmp_path: Path) -> None:
     """Another delivery has failed while this one ran, as where a broker delivers twice at once."""
     failure = f"file://{tmp_path}/failures/r.json"
-    wire = write_response(400, '{"n": 1}', {"error": {"message": "of the other"}}, failure_location=failure)
+    wire = write_response(400, '{"n": 1}', {"error": {"message": "of the other"}}, Beside(failure_location=failure))
     async with bench(GateEngine(), blobs=f"file://{tmp_path}", max_inline_bytes=1000) as it:
         await it.send(LARGE, options={"inference_id": "r"})
         await until(lambda: it.engine.running)

@@ -1,6 +1,6 @@
 """What an engine is to the worker. The worker never looks inside; an engine never sees a broker or an envelope."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +22,13 @@ class EngineRequest:
     waits: Callable[[bool], None] | None = None
     """Called with True when it must wait for others' sake, and with False when its turn comes: its own time does not
     run meanwhile."""
+    emit: Callable[[Any], None] | None = None
+    """Where it is there, a stream is asked for: called on the event loop with each chunk, any JSON value, as it comes.
+    What `generate` returns then is the body of the stream's last message."""
+    headers: Mapping[str, str] | None = None
+    """What its options say as HTTP would: `Content-Type`, `Accept`, `X-Amzn-SageMaker-Custom-Attributes`."""
+    size: int = 0
+    """Bytes of its body as JSON, about; 0 where nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,14 @@ class EngineStats:
         return self.sequences / self.places if self.places else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class WithHeaders:
+    """A result of `Engine.generate` that has more than a body."""
+
+    body: Any
+    headers: Mapping[str, str]
+
+
 class Engine(Protocol):
     """Runs requests. All methods are called on the worker's one event loop and never block it.
 
@@ -96,9 +111,10 @@ class Engine(Protocol):
         """
 
     async def generate(self, request: EngineRequest) -> Any:
-        """Run one request to its end and return the response's body, any JSON value.
+        """Run one request to its end and return the response's body, any JSON value, or `WithHeaders`.
 
-        The same request gives the same body, whatever else is in the batch. Cancelling the call stops the work.
+        The same request gives the same body, whatever else is in the batch. Cancelling the call stops the work. A
+        stream that is asked of what cannot stream is a `BadRequest` of `options.stream`.
 
         Raises:
             RequestError: the request is answered with this error (`BadRequest`, `Missing`, `RequestTooLarge`).
