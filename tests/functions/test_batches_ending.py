@@ -379,3 +379,24 @@ def test_a_failed_item_is_freed_with_its_error():
             gc.enable()
 
     in_virtual_time(main)
+
+
+def test_a_half_that_is_given_up_leaves_no_cancelling_to_the_other():
+    async def main(loop):
+        seen = []
+
+        async def call(items):
+            seen.append((list(items), asyncio.current_task().cancelling()))
+            await asyncio.sleep(1)
+            if len(items) > 1:
+                raise ValueError
+            return items
+
+        batches = batches_of(call, 2)
+        first, second = submitted(loop, batches, 2)
+        await asyncio.sleep(1.5)
+        first.cancel()
+        assert await outcome(second) == (2.5, 1)
+        assert seen == [([0, 1], 0), ([0], 0), ([1], 0)]
+
+    in_virtual_time(main)

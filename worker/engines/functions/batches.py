@@ -100,8 +100,6 @@ class Batches(Generic[Item]):
         try:
             return await entry.future
         except asyncio.CancelledError:
-            if not entry.future.cancelled():
-                entry.future.exception()  # it came too late: seen, or asyncio would log that nobody did
             if self._withdraw(entry) and self._linger and entry.call is not None:
                 await entry.call.wait()
             raise
