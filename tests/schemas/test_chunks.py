@@ -152,7 +152,7 @@ def test_nothing_goes_across_an_end() -> None:
         chat({"content": "b"}, seen=1),
         chat({"content": "b"}) | {"usage": {"total_tokens": 1}},
         chat({"content": "b"}) | {"model": "n"},
-        chat({"content": "b"}, index="0"),
+        chat({"content": "b"}) | {"choices": [{"index": "0", "delta": {"content": "b"}}]},
         chat({"content": "b"}, logprobs=[]),
         chat({"content": "b"}, finish_reason=1),
         chat({"role": "user", "content": "b"}),
