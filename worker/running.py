@@ -4,8 +4,8 @@ import asyncio
 import time
 from dataclasses import replace
 
-from rejoinder.worker.accepting import Acceptor, Part
-from rejoinder.worker.errors import TimedOut
+from rejoinder.worker.accepting import Acceptor, Part, Stops, never_stops
+from rejoinder.worker.errors import Cancelled, TimedOut
 from rejoinder.worker.handler import Answer, Answered, Handler, Job, exhausted, refusal
 from rejoinder.worker.held import Held, Stage
 from rejoinder.worker.inputs import Lines
@@ -28,6 +28,7 @@ class Runner:
         policy: When failed requests come back.
         outputs: Stores answers; None: there is no store.
         max_hold: Seconds from receipt after which a message is answered 504.
+        stops: What may end a request before it has an answer.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Runner:
         *,
         outputs: Outputs | None,
         max_hold: float,
+        stops: Stops = never_stops,
     ) -> None:
         self._handler = handler
         self._acceptor = acceptor
@@ -46,6 +48,7 @@ class Runner:
         self._policy = policy
         self._outputs = outputs
         self._max_hold = max_hold
+        self._stops = stops
         self._clock = asyncio.get_running_loop().time
         self.pace = Pace()
         self.waits = Waits(self._clock())
@@ -98,6 +101,13 @@ class Runner:
                 accepted.share.free()
 
     async def _run(self, held: Held, job: Job, latest: float) -> Answer:
+        try:
+            with self._stops(held.message, job):
+                return await self._result(held, job, latest)
+        except Cancelled as exc:
+            return refusal(exc, job.metadata, job.response_id)
+
+    async def _result(self, held: Held, job: Job, latest: float) -> Answer:
         message = held.message
         if self._outputs is not None and (known := await self._outputs.recall(message, job)) is not None:
             return known
