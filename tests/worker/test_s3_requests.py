@@ -149,7 +149,7 @@ async def test_without_the_setting_an_event_is_no_request(objects: Objects, body
         assert objects.reads == []
 
 
-@pytest.mark.parametrize("own", ["output_path", "failure_path", "ledger"])
+@pytest.mark.parametrize("own", ["output_path", "failure_path", "ledger", "cancels"])
 async def test_what_the_worker_writes_is_no_job_of_its_own(
     objects: Objects, monkeypatch: pytest.MonkeyPatch, own: str
 ) -> None:
