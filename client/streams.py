@@ -22,9 +22,12 @@ from pydantic import ValidationError
 
 from rejoinder.client.consume import Received, responses
 from rejoinder.client.keys import key_of, read_json
+from rejoinder.client.stream_events import Answered, Chunks, Event, Forgotten, Name, Restarted, Unreadable
 from rejoinder.schemas.assembly import assemble, chunks_of
 from rejoinder.schemas.envelope import Response, Stream
 from rejoinder.schemas.problems import first_problem
+
+__all__ = ["Answered", "Chunks", "Event", "Forgotten", "Name", "Restarted", "Streams", "Unreadable", "streamed"]
 
 HELD_BYTES = 256 << 20
 """Of messages whose streams are not whole yet. Past it the stream that heard nothing for longest is forgotten."""
@@ -32,63 +35,6 @@ OVERHEAD_BYTES = 512
 """What Python holds of a message beside its body, about."""
 REMEMBERED = 1 << 16
 """Requests that are answered already, so that their responses are known when they come again: 20 MiB at most."""
-
-
-class Name(NamedTuple):
-    """What a stream's messages have in common, and those of no other request."""
-
-    response_id: str
-    request_message_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Chunks:
-    """The next chunks of an attempt; the first ones begin it."""
-
-    name: Name
-    metadata: dict[str, Any] | None
-    attempt: int
-    chunks: list[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Restarted:
-    """Another attempt replaces the one whose chunks were given: forget those, its own follow from the first on."""
-
-    name: Name
-    metadata: dict[str, Any] | None
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A request has its answer. Nothing more comes of it."""
-
-    name: Name
-    metadata: dict[str, Any] | None
-    attempt: int | None
-    """None: it was no stream."""
-    response: Response
-    """One response, without `stream`: of a success the body is what all chunks are together (`schemas.assembly`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Forgotten:
-    """Too much was held, and this heard nothing for longest: what was given of it has no end, unless it begins anew."""
-
-    name: Name
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """A message that is not a response. `reason` is one sentence."""
-
-    received: Received
-    reason: str
-
-
-Event = Chunks | Restarted | Answered | Forgotten | Unreadable
 
 
 class _Message(NamedTuple):
