@@ -1,1 +1,1 @@
-"""The user's own functions as an engine: no opinion on what a request's body is. `rejoinder.worker.functions` is theirs."""
+"""The user's own functions as an engine: no opinion on what a request's body is. They import `worker/functions.py`."""

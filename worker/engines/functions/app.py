@@ -78,7 +78,9 @@ def _imported(name: str, module: str, folder: Path) -> ModuleType:
     if not folder.is_dir():
         raise EngineGone(f"app_dir {folder} is no directory")
     if not all(part.isidentifier() for part in module.split(".")):
-        raise EngineGone(f"app {name!r} names no module: it should be MODULE or MODULE:NAME, as in my_package.my_module")
+        raise EngineGone(
+            f"app {name!r} names no module: it should be MODULE or MODULE:NAME, as in my_package.my_module"
+        )
     if str(folder) not in sys.path[:1]:
         sys.path.insert(0, str(folder))
     importlib.invalidate_caches()

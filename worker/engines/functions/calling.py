@@ -59,9 +59,7 @@ class Single(_Caller):
         lane: As many places as there may be calls at once.
     """
 
-    def __init__(
-        self, function: Function, deployment: Deployment, threads: Threads, lane: asyncio.Semaphore
-    ) -> None:
+    def __init__(self, function: Function, deployment: Deployment, threads: Threads, lane: asyncio.Semaphore) -> None:
         super().__init__(function, deployment, threads)
         self._lane = lane
 
@@ -216,7 +214,7 @@ class Together(_Caller):
                 item[1].cancel()
             raise
 
-    async def _call(self, items: Sequence[Item]) -> Sequence[Any]:
+    async def _call(self, items: Sequence[Item]) -> Any:
         function = self.function
         self.steps += 1
         self.sequences += len(items)
@@ -224,8 +222,8 @@ class Together(_Caller):
         if function.asynchronous:
             return self._given(await function.call(bodies, contexts))
         # Even if nobody waits for it any more: the next call must not begin before this one's thread is free.
-        answers = await self._threads.run(lambda _: self._called(bodies, contexts), linger=True)
-        return self._given(await answers) if inspect.iscoroutine(answers) else answers  # type: ignore[no-any-return]
+        answers: Any = await self._threads.run(lambda _: self._called(bodies, contexts), linger=True)
+        return self._given(await answers) if inspect.iscoroutine(answers) else answers
 
     def _called(self, bodies: list[Any], contexts: list[Context | None]) -> Any:
         answers = self.function.call(bodies, contexts)

@@ -80,7 +80,7 @@ class FunctionsEngine:
         name, fields = config["app"], {"app": config["app"]}
         try:
             app = await threads.run(lambda _: apps.load(name, Path(config["app_dir"])))
-        except Exception as exc:  # noqa: BLE001  # the user's module: whatever it is
+        except Exception as exc:  # the user's module: whatever it is
             raise apps.gone(exc, f"importing app {name!r}", fields) from exc
         functions = apps.bound(app, deployment)
         if (call := apps.starter(app, deployment)) is not None:

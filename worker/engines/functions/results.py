@@ -29,7 +29,9 @@ def plain(value: Any) -> Any:
     try:
         return _plain(value)
     except RecursionError as exc:
-        raise NotGiven("the function's answer nests too deeply, or contains itself: it cannot be written as JSON") from exc
+        raise NotGiven(
+            "the function's answer nests too deeply, or contains itself: it cannot be written as JSON"
+        ) from exc
 
 
 def _plain(value: Any) -> Any:

@@ -18,8 +18,10 @@ from rejoinder.worker.errors import BadRequest, EngineGone
 Check = Callable[[Any], Any]
 """Takes a body, returns what the function gets. Raises `BadRequest`."""
 _ANYTHING = (inspect.Parameter.empty, Any, object, JsonValue)
-_OBJECTS = (dict, dict[str, Any], Mapping, Mapping[str, Any], typing.Mapping, typing.Mapping[str, Any])
-_OBJECTS += (typing.Dict, typing.Dict[str, Any])  # noqa: UP006
+_OBJECTS: tuple[Any, ...] = (
+    *(dict, dict[str, Any], Mapping, Mapping[str, Any]),
+    *(typing.Dict, typing.Dict[str, Any], typing.Mapping, typing.Mapping[str, Any]),  # noqa: UP006  # as some still write
+)
 _LISTS = (list, Sequence, tuple)
 _POSITIONAL = (
     inspect.Parameter.POSITIONAL_ONLY,
@@ -69,7 +71,9 @@ def named(rest: Sequence[inspect.Parameter], name: str, allowed: Collection[str]
         if parameter.name in allowed and parameter.kind not in {*_MANY, inspect.Parameter.POSITIONAL_ONLY}:
             names.append(parameter.name)
         elif parameter.default is inspect.Parameter.empty and parameter.kind not in _MANY:
-            raise EngineGone(f"{name} has a parameter {parameter.name!r}: beside the first one it may have {_or(allowed)}")
+            raise EngineGone(
+                f"{name} has a parameter {parameter.name!r}: beside the first one it may have {_or(allowed)}"
+            )
     return names
 
 
