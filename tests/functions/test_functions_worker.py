@@ -261,7 +261,7 @@ async def test_the_workers_own_process_does_not_import_the_app(tmp_path):
         @generate
         def one(body): return os.getpid()
     """
-    for arguments, own in [((), False), (("--engine-process", "false"), True)]:
+    for arguments, own in [((), False), (("--no-engine-process",), True)]:
         with contextlib.suppress(FileNotFoundError):
             (tmp_path / "imported").unlink()
         with working(tmp_path, source, *arguments) as (worker, queues):
