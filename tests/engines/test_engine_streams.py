@@ -38,7 +38,8 @@ async def held(engine, subject, requests):
     told = await streams(engine, requests)
     for request, (chunks, last) in zip(requests, told, strict=True):
         assert json.loads(json.dumps(chunks)) == chunks
-        assert near(joined(chunks, last), await engine.generate(request)), request.body
+        got, want = joined(chunks, last), await engine.generate(request)
+        assert near(got, want), (request.body, got["choices"], want["choices"])
     return told
 
 
