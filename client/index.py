@@ -41,6 +41,37 @@ class Answer(NamedTuple):
     offset: int
     """Where that line starts in its file, in bytes."""
     status: int
+    attempt: int | None = None
+    """Of a stream: the attempt that is whole. Its last message is on that line."""
+
+
+class Part(NamedTuple):
+    """One message of a stream."""
+
+    request: int
+    """The request's line."""
+    attempt: int
+    place: int
+    """Which message of the attempt it is, from 0."""
+    line: int
+    """The message's line."""
+    offset: int
+    """Where that line starts in its file, in bytes."""
+
+
+class Progress(NamedTuple):
+    """What there is of one attempt."""
+
+    messages: int
+    """So many different ones."""
+    most: int
+    """The largest place among them."""
+    last: int | None
+    """The place of its last message, if that is there."""
+    status: int | None
+    """That message's."""
+    whole: bool
+    """Whether it was taken as an answer."""
 
 
 class Problem(NamedTuple):
@@ -63,7 +94,17 @@ class Index:
             PRAGMA synchronous = OFF;
             PRAGMA cache_size = -{CACHE_KIB};
             CREATE TABLE request (key BLOB PRIMARY KEY, line INTEGER NOT NULL) WITHOUT ROWID;
-            CREATE TABLE answer (request INTEGER PRIMARY KEY, line INTEGER, offset INTEGER, status INTEGER);
+            CREATE TABLE answer (
+                request INTEGER PRIMARY KEY, line INTEGER, offset INTEGER, status INTEGER, attempt INTEGER
+            );
+            CREATE TABLE part (
+                request INTEGER, attempt INTEGER, place INTEGER, line INTEGER, offset INTEGER,
+                PRIMARY KEY (request, attempt, place)
+            ) WITHOUT ROWID;
+            CREATE TABLE attempt (
+                request INTEGER, number INTEGER, messages INTEGER, most INTEGER, last INTEGER, status INTEGER, whole INTEGER,
+                PRIMARY KEY (request, number)
+            ) WITHOUT ROWID;
             CREATE TABLE problem (kind TEXT, line INTEGER, text TEXT, not_joined INTEGER);
             BEGIN;
             """
@@ -91,7 +132,41 @@ class Index:
 
     def set_answer(self, answer: Answer) -> None:
         """Let this be what its request got."""
-        self._db.execute("INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?)", answer)
+        self._db.execute("INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?, ?)", answer)
+
+    def part_at(self, request: int, attempt: int, place: int) -> Part | None:
+        """The message of an attempt that has this place."""
+        query = "SELECT * FROM part WHERE request = ? AND attempt = ? AND place = ?"
+        found = self._db.execute(query, (request, attempt, place)).fetchone()
+        return None if found is None else Part(*found)
+
+    def parts(self, request: int, attempt: int) -> Iterator[Part]:
+        """The messages of an attempt, in their order."""
+        query = "SELECT * FROM part WHERE request = ? AND attempt = ? ORDER BY place"
+        return map(Part._make, self._db.execute(query, (request, attempt)))
+
+    def progress_of(self, request: int, attempt: int) -> Progress | None:
+        """What there is of an attempt."""
+        query = "SELECT messages, most, last, status, whole FROM attempt WHERE request = ? AND number = ?"
+        found = self._db.execute(query, (request, attempt)).fetchone()
+        return None if found is None else Progress(*found)
+
+    def add_part(self, part: Part, progress: Progress) -> None:
+        """Note a message whose place is free, and with it what there is of its attempt."""
+        self._db.execute("INSERT INTO part VALUES (?, ?, ?, ?, ?)", part)
+        row = (part.request, part.attempt, *progress)
+        self._db.execute("INSERT OR REPLACE INTO attempt VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+
+    def drop_parts(self, request: int, attempt: int) -> None:
+        """Forget an attempt."""
+        self._db.execute("DELETE FROM part WHERE request = ? AND attempt = ?", (request, attempt))
+        self._db.execute("DELETE FROM attempt WHERE request = ? AND number = ?", (request, attempt))
+
+    def newest_attempt(self, request: int) -> tuple[int, Progress] | None:
+        """The number of the newest attempt of a request, and what there is of it."""
+        found = self._db.execute("SELECT max(number) FROM attempt WHERE request = ?", (request,)).fetchone()[0]
+        progress = None if found is None else self.progress_of(request, found)
+        return None if progress is None else (found, progress)
 
     def add_problem(self, kind: Kind, problem: Problem, *, request_not_joined: bool = False) -> None:
         """Note that something is wrong; with a request, also that it takes no part in the join."""

@@ -2,6 +2,7 @@
 
 However many lines there are, memory holds one of each file and a page cache. `rejoinder.client.keys` says when two
 metadata are the same. Where a request got several responses, its answer is the first that succeeded, else the first.
+A stream is one response, once one of its attempts is whole; `rejoinder.client.parts` keeps its messages until then.
 """
 
 from collections import Counter
@@ -11,9 +12,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from rejoinder.client.index import Answer, Index, Kind, Problem
+from rejoinder.client.index import Answer, Index, Kind, Part, Problem
 from rejoinder.client.keys import Malformed, canonical, key_of, read_json
 from rejoinder.client.lines import Line, lines_from, strip
+from rejoinder.client.parts import Parts
+from rejoinder.client.whole import stream_of, whole_response
+from rejoinder.schemas.envelope import Stream
 
 Lines = Iterator[tuple[Line, int]]
 Watch = Callable[[str, Lines], Lines]
@@ -40,6 +44,7 @@ class Join:
         self._on = on
         self._watch = watch
         self._index = Index()
+        self._parts = Parts(self._index)
         self._stack = ExitStack()
         self._response_lines = 0
         self.requests = 0
@@ -97,14 +102,19 @@ class Join:
             self._response_lines = line.number
             try:
                 response = _response(line)
+                stream = stream_of(response)
             except ValueError as exc:
                 self._note(Kind.MALFORMED, line.number, f"response line {line.number}: {exc}")
                 continue
             request = self._request_of(response["metadata"])
             if request is None:
                 self._note(Kind.UNMATCHED, line.number, f"response line {line.number}: no request has its metadata")
+                continue
+            answer = Answer(request, line.number, offset, response["status_code"])
+            if stream is not None:
+                self._take_part(answer, stream, line)
             else:
-                self._settle(Answer(request, line.number, offset, response["status_code"]), line.data)
+                self._settle(answer)
 
     def joined(self) -> Iterator[bytes]:
         """`{"request":...,"response":...}` for each request in order, without a newline; null where it got none.
@@ -131,7 +141,8 @@ class Join:
     def problems(self, kind: Kind) -> Iterator[Problem]:
         """The lines of one kind, in the order of their file."""
         if kind is Kind.MISSING:
-            return (Problem(line, f"request line {line}: no response") for line in self._index.missing())
+            missing = self._index.missing()
+            return (Problem(line, f"request line {line}: {self._parts.missing_of(line)}") for line in missing)
         if kind is Kind.FAILED:
             return map(self._failure, self._index.failed())
         return self._index.problems(kind)
@@ -142,13 +153,30 @@ class Join:
         except ValueError:  # without the keys to join by, or nested past all bounds: it is nobody's answer
             return None
 
-    def _settle(self, new: Answer, data: bytes) -> None:
+    def _take_part(self, answer: Answer, stream: Stream, line: Line) -> None:
+        """Take a message of a stream, which `answer` would be if it were a whole response."""
+        part = Part(answer.request, stream.attempt, stream.index, answer.line, answer.offset)
+        old = self._index.part_at(part.request, part.attempt, part.place)
+        if old is not None and _same(_line_at(self._picked, old), line.data):
+            text = f"response line {part.line}: the same message as line {old.line}, to request line {part.request}"
+            self._note(Kind.DUPLICATE, part.line, text)
+            return
+        if old is not None or self._parts.contradicts(part, done=stream.done):
+            text = f"response line {part.line}: attempt {part.attempt} of request line {part.request} has another "
+            self._note(Kind.CONFLICTING, part.line, f"{text}message {part.place}, or another last message")
+            if self._parts.is_whole(part):
+                return
+            self._index.drop_parts(part.request, part.attempt)
+        if (whole := self._parts.add(part, answer, done=stream.done)) is not None:
+            self._settle(whole)
+
+    def _settle(self, new: Answer) -> None:
         old = self._index.answer_to(new.request)
         if old is None:
             self._index.set_answer(new)
             self.answered += 1
             return
-        same = _same(self._pick(old), data)
+        same = _same(self._pick(old), self._pick(new))
         kind, is_what = (Kind.DUPLICATE, "the same answer as") if same else (Kind.CONFLICTING, "another answer than")
         text = f"response line {new.line}: {is_what} line {old.line}, to request line {new.request}"
         self._note(kind, new.line, text)
@@ -160,7 +188,13 @@ class Join:
         self._index.add_problem(kind, Problem(line, text), request_not_joined=not_joined)
 
     def _pick(self, answer: Answer) -> bytes:
-        return _line_at(self._picked, answer)
+        """The text of a response; of a stream, of all its messages together."""
+        if answer.attempt is None:
+            return _line_at(self._picked, answer)
+        if answer.status >= 400:
+            return whole_response([_line_at(self._picked, answer)])
+        parts = self._index.parts(answer.request, answer.attempt)
+        return whole_response(_line_at(self._picked, part) for part in parts)
 
     def _failure(self, answer: Answer) -> Problem:
         body = read_json(self._pick(answer)).get("body")
@@ -170,9 +204,9 @@ class Join:
         return Problem(answer.request, where if message is None else f"{where}: {message}")
 
 
-def _line_at(file: BinaryIO, answer: Answer) -> bytes:
-    file.seek(answer.offset)
-    return strip(answer.line, file.readline())
+def _line_at(file: BinaryIO, at: Answer | Part) -> bytes:
+    file.seek(at.offset)
+    return strip(at.line, file.readline())
 
 
 def _metadata(line: Line) -> Any:
