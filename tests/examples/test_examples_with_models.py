@@ -71,7 +71,7 @@ def test_a_model_of_ones_own_that_is_out_of_time(tmp_path, packaged: str) -> Non
     example = Example("own_model", tmp_path, MODEL=packaged)
     params = json.dumps({"model": packaged, "max_tokens": 5000})
     with example.worker("--app-params", params) as process:
-        endless = {"question": "Count from one to one million, one number a line, and leave none out."}
+        endless = {"question": "Tell me a very long story about a dragon and the moon."}
         limited = {"path": "/answer", "options": {"invocation_timeout_seconds": 1}, "body": endless}
         assert example.answers({"metadata": {"id": 1}, **limited})[1]["status_code"] == 504
         short = {"question": "What is the capital of France?"}
