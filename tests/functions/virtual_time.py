@@ -1,0 +1,49 @@
+"""An event loop whose clock jumps to the next timer as soon as nothing is left to do: exact, and nobody waits."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """Its time begins at 0 and stands still while anything is ready to run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now = 0.0
+        self.settled: Callable[[], None] = lambda: None
+        """Called whenever nothing is left to do at this time."""
+        self.faults: list[Any] = []
+        """What went wrong where nobody looks: all that asyncio would log."""
+        self.set_exception_handler(lambda _, context: self.faults.append(context))
+        real = self._selector.select
+
+        def select(timeout):
+            if timeout is None or timeout > 0:
+                self.settled()
+                assert timeout is not None or self._stopping, "everybody waits, and nothing will come"
+                self._now += timeout
+            return real(0)
+
+        self._selector.select = select
+
+    def time(self) -> float:
+        return self._now
+
+
+def in_virtual_time(main: Callable[[VirtualLoop], Awaitable[Any]]) -> Any:
+    """Run to the end; whatever nobody heard of fails the test."""
+
+    async def whole() -> Any:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        return await main(loop)
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        result = runner.run(whole())
+        loop = runner.get_loop()
+        assert isinstance(loop, VirtualLoop)
+        loop.settled = lambda: None
+        faults = loop.faults
+    assert not faults, faults
+    return result
