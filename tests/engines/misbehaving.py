@@ -1,14 +1,24 @@
 """Engines that do what engines must not do, built in the engine process by the tests of the host."""
 
 import asyncio
+import contextvars
 import ctypes
+import itertools
 import os
 import signal
 import time
 from pathlib import Path
 
-from rejoinder.worker.engines.protocol import EngineStats
-from rejoinder.worker.errors import BadRequest, EngineGone, Failed, Missing, RequestTooLarge, Unavailable
+from rejoinder.worker.engines.protocol import EngineStats, WithHeaders
+from rejoinder.worker.errors import (
+    BadRequest,
+    EngineGone,
+    Failed,
+    Missing,
+    RequestTooLarge,
+    RetryableError,
+    Unavailable,
+)
 
 ERRORS = {
     "BadRequest": BadRequest("no", param="x", code="c"),
@@ -17,6 +27,31 @@ ERRORS = {
     "Failed": Failed("no"),
     "Unavailable": Unavailable("no"),
 }
+
+
+class Busy(RetryableError):
+    def __init__(self):
+        super().__init__("come back", delay="soon")
+
+
+class TooLong(RequestTooLarge):
+    pass
+
+
+class LongerStill(TooLong):
+    pass
+
+
+class Odd(BadRequest):
+    pass
+
+
+class Silent(Unavailable):
+    def __init__(self):
+        pass
+
+
+OWN = {"Busy": Busy, "TooLong": lambda: LongerStill("no"), "Odd": lambda: Odd({"not": "a text"}), "Silent": Silent}
 
 
 def die_if_there(mark):
@@ -31,6 +66,7 @@ class Misbehaving:
     def __init__(self, config):
         self.capacity = config.get("capacity", 7)
         self.config = config
+        self.request = contextvars.ContextVar("request")
         self.progress = 0
         self.cancelled = []
         self.gone = asyncio.Event()
@@ -53,6 +89,7 @@ class Misbehaving:
     async def generate(self, request):
         what, value = next(iter(request.body.items()))
         self.progress += 1
+        self.request.set(request)
         return await getattr(self, what)(value)
 
     async def echo(self, value):
@@ -108,6 +145,50 @@ class Misbehaving:
 
     async def was_cancelled(self, _):
         return self.cancelled
+
+    async def has_emit(self, _):
+        return self.request.get().emit is not None
+
+    async def streams(self, values):
+        for at, value in enumerate(values):
+            self.request.get().emit([at, value])
+            await asyncio.sleep(0)
+        return {"chunks": len(values)}
+
+    async def streams_for_ever(self, name):
+        try:
+            for number in itertools.count():
+                self.request.get().emit(number)
+                self.progress += 1
+                await asyncio.sleep(0.001)
+        except asyncio.CancelledError:
+            self.cancelled.append(name)
+            raise
+
+    async def streams_object(self, _):
+        self.request.get().emit(object())
+
+    async def headers(self, body):
+        return WithHeaders(body, self.request.get().headers or {"none": "given"})
+
+    async def size(self, _):
+        return self.request.get().size
+
+    async def raises_delay(self, delay):
+        raise RetryableError("later", delay=delay)
+
+    async def raises_own(self, name):
+        error = OWN[name]()
+        raise error
+
+    async def cancels_itself(self, _):
+        raise asyncio.CancelledError
+
+    async def environment(self, name):
+        return os.environ.get(name)
+
+    async def configured(self, _):
+        return sorted(self.config)
 
     async def holds_gil(self, seconds):
         ctypes.PyDLL(None).usleep(int(seconds * 1e6))

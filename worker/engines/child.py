@@ -7,6 +7,8 @@ import asyncio
 import ctypes
 import gc
 import importlib
+import itertools
+import math
 import os
 import signal
 import socket
@@ -16,12 +18,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
+from rejoinder.worker.engines.calls import known
 from rejoinder.worker.engines.frames import Channel, Frame, FrameError, encode
-from rejoinder.worker.engines.protocol import Engine, EngineRequest
-from rejoinder.worker.errors import EngineGone, Failed, RequestError
+from rejoinder.worker.engines.protocol import Engine, EngineRequest, WithHeaders
+from rejoinder.worker.errors import EngineGone, Failed, NotGiven, RequestError
 
 STOP_SECONDS = 3.0
 """For the engine to free what it holds. What it does not, the end of the process does."""
+VISIBLE_DEVICE = "visible_device"
+"""A config's key whose value is the number of the one GPU, of those visible, that the process may see. For code that
+takes `cuda` to be its own: it is hidden from the factory, and done before the factory's module is imported."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -106,9 +112,10 @@ class _Child:
     def _on_frame(self, frame: Frame) -> None:
         kind = frame["kind"]
         if kind == "generate" and self._engine is not None:
-            task = asyncio.create_task(self._generate(self._engine, frame))
-            self._tasks[frame["id"]] = task
-            task.add_done_callback(lambda _: self._tasks.pop(frame["id"]))
+            number: int = frame["id"]
+            task = asyncio.create_task(self._generate(self._engine, number, self._request(frame)))
+            self._tasks[number] = task
+            task.add_done_callback(lambda _: self._ended(number))
         elif kind == "cancel" and frame["id"] in self._tasks:
             self._tasks[frame["id"]].cancel()
         elif kind == "hello":
@@ -123,11 +130,34 @@ class _Child:
             os._exit(1)
         self._stop.set()
 
-    async def _generate(self, engine: Engine, frame: Frame) -> None:
+    def _ended(self, number: int) -> None:
+        """A request's task is done. It is said here, for one that is cancelled may never have run a line."""
+        if self._tasks.pop(number).cancelled() and not self._stop.is_set():
+            self.channel.send(encode({"kind": "ended", "id": number}))
+
+    def _request(self, frame: Frame) -> EngineRequest:
+        """A request as the engine sees it, from the frame that came last."""
         number = frame["id"]
-        request = EngineRequest(frame["path"], frame["body"], frame["response_id"], frame["created"])
+
+        def emit(chunk: Any) -> None:
+            try:
+                self.channel.send(encode({"kind": "chunk", "id": number, "body": chunk}))
+            except FrameError as exc:
+                raise NotGiven(f"a chunk of the stream cannot be sent: {exc}") from exc
+
+        return EngineRequest(
+            frame["path"],
+            frame["body"],
+            frame["response_id"],
+            frame["created"],
+            emit=emit if frame.get("stream") else None,
+            headers=frame.get("headers"),
+            size=self.channel.size,
+        )
+
+    async def _generate(self, engine: Engine, number: int, request: EngineRequest) -> None:
         try:
-            data = encode({"kind": "result", "id": number, "body": await engine.generate(request)})
+            data = _result(number, await engine.generate(request))
         except RequestError as exc:
             data = _error(number, exc)
         except EngineGone as exc:
@@ -147,6 +177,8 @@ class _Child:
 async def _load(hello: Frame) -> Engine:
     """Build the engine and start it. The factory runs in a thread: the end of the worker is noticed meanwhile."""
     sys.path[:] = hello["sys_path"]
+    if (device := hello["config"].pop(VISIBLE_DEVICE, None)) is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible(device, os.environ.get("CUDA_VISIBLE_DEVICES"))
     module, _, name = hello["factory"].partition(":")
     try:
         factory: Callable[[Any], Engine] = getattr(importlib.import_module(module), name)
@@ -157,9 +189,38 @@ async def _load(hello: Frame) -> Engine:
     return engine
 
 
+def visible(device: int, mask: str | None) -> str:
+    """The value of CUDA_VISIBLE_DEVICES that leaves only the device of this number, of those that `mask` leaves.
+
+    Raises:
+        EngineGone: the mask leaves fewer.
+    """
+    if mask is None:
+        return str(device)
+    # As CUDA reads it: what follows the first entry that is none does not count.
+    names = list(itertools.takewhile(lambda name: name and not name.startswith("-"), map(str.strip, mask.split(","))))
+    if device >= len(names):
+        raise EngineGone(f"there is no device cuda:{device}: CUDA_VISIBLE_DEVICES={mask} leaves {len(names)} of them")
+    return names[device]
+
+
+def _result(number: int, result: Any) -> bytes:
+    if not isinstance(result, WithHeaders):
+        return encode({"kind": "result", "id": number, "body": result})
+    headers = dict(result.headers)
+    return encode({"kind": "result", "id": number, "body": result.body, "headers": headers})
+
+
 def _error(number: int, exc: RequestError) -> bytes:
-    fields = {"message": exc.message, "param": exc.param, "code": exc.code}
-    return encode({"kind": "error", "id": number, "error": type(exc).__name__, **fields})
+    """An error as a frame. A class of somebody's own may have put anything into it, or never called ours."""
+    param, code, delay = (getattr(exc, name, None) for name in ("param", "code", "delay"))
+    fields = {
+        "message": str(getattr(exc, "message", exc)),
+        "param": None if param is None else str(param),
+        "code": None if code is None else str(code),
+        "delay": float(delay) if isinstance(delay, int | float) and math.isfinite(delay) else None,
+    }
+    return encode({"kind": "error", "id": number, "error": known(type(exc)), **fields})
 
 
 def _frames(exc: BaseException) -> Iterator[str]:

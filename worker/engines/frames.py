@@ -8,10 +8,12 @@ worker run anything.
 |---|---|---|
 | `hello` | worker | `factory`, `config`, `sys_path`, `beat_seconds` |
 | `ready` | engine | `paths`, `capacity` |
-| `generate` | worker | `id`, `path`, `body`, `response_id`, `created` |
+| `generate` | worker | `id`, `path`, `body`, `response_id`, `created`, `stream`, `headers` |
 | `cancel` | worker | `id`: the answer is no longer wanted |
-| `result` | engine | `id`, `body` |
-| `error` | engine | `id`, `error`, `message`, `param`, `code` |
+| `chunk` | engine | `id`, `body`: the next of a stream |
+| `result` | engine | `id`, `body`; `headers` where it has some |
+| `error` | engine | `id`, `error`, `message`, `param`, `code`, `delay` |
+| `ended` | engine | `id`: what was cancelled has ended, without a result or an error |
 | `beat` | engine | `capacity`, `progress`, `running`, `stats` |
 | `gone` | engine | `message`: it cannot be loaded, or can serve no more; the process ends |
 | `stop` | worker | |
@@ -94,6 +96,8 @@ class Decoder:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+        self.size = 0
+        """Bytes of the frame that was yielded last."""
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Yield each frame that is complete now.
@@ -113,6 +117,7 @@ class Decoder:
                     break
                 text = bytes(self._buffer[start + _LENGTH.size : end])
                 start = end
+                self.size = length
                 yield _decode(text)
         finally:
             del self._buffer[:start]
@@ -144,6 +149,11 @@ class Channel(asyncio.Protocol):
         self._outgoing: list[bytes] = []
         self._writable = asyncio.Event()
         self._writable.set()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the frame that `on_frame` was called with last."""
+        return self._decoder.size
 
     @property
     def connected(self) -> bool:

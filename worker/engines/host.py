@@ -29,6 +29,8 @@ class HostSettings:
     """Requests without progress, or no sign of life. Well above the longest step, a long prompt's prefill on a CPU."""
     stop_seconds: float = 5.0
     """To end by itself after being asked."""
+    cancel_seconds: float | None = None
+    """For a request that was cancelled to end in the process, which is killed otherwise; None: it may go on."""
     restart_backoff: float = 0.5
     """Before the first restart; doubles with each death."""
     restart_backoff_limit: float = 30.0
@@ -172,7 +174,7 @@ class EngineProcess:
             self._past += child.stats
 
     async def _spawn(self) -> ChildProcess:
-        child = ChildProcess(self._factory, self._config, self._settings.hang_seconds)
+        child = ChildProcess(self._factory, self._config, self._settings.hang_seconds, self._settings.cancel_seconds)
         try:
             await child.start(self._settings.start_seconds)
         except BaseException:  # cancelling above all

@@ -11,20 +11,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rejoinder.worker import errors
+from rejoinder.worker.engines.calls import Call, Calls, Interrupted
 from rejoinder.worker.engines.frames import Channel, Frame, FrameError, encode
 from rejoinder.worker.engines.protocol import EngineRequest, EngineStats
-from rejoinder.worker.errors import BadRequest, EngineGone, Failed, RequestError, Unavailable
+from rejoinder.worker.errors import BadRequest, EngineGone, Unavailable
 
 EXIT_SECONDS = 1.0
 """How long a process whose connection is lost may take to end by itself, so that its exit status can be told."""
 
 DOUBT_SECONDS = 1.0
 """For a process whose request became `Unavailable` to say that it ends. Well above an engine's own watch for that."""
-
-_KINDS: Mapping[str, type[RequestError]] = {
-    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, RequestError)
-}
 
 
 class ChildProcess:
@@ -34,17 +30,21 @@ class ChildProcess:
         factory: `package.module:callable`, called in the process with the config; it returns an `Engine`.
         config: Any JSON object.
         hang_seconds: Silence, or requests without progress, for this long is a hang: the process is killed.
+        cancel_seconds: A request that goes on for this long after it was cancelled costs the process too; None: never.
     """
 
-    def __init__(self, factory: str, config: Mapping[str, Any], hang_seconds: float) -> None:
+    def __init__(
+        self, factory: str, config: Mapping[str, Any], hang_seconds: float, cancel_seconds: float | None = None
+    ) -> None:
         self._factory = factory
         self._config = config
         self._hang_seconds = hang_seconds
+        self._cancel_seconds = cancel_seconds
         self._beat_seconds = min(1.0, hang_seconds / 10)
         self._silent = self._stuck = 0.0
         self._running = 0
         self._ids = itertools.count(1)
-        self._calls: dict[int, tuple[asyncio.Future[Any], EngineRequest]] = {}
+        self._calls = Calls(self._cancel, cancel_seconds, self._overdue)
         self._reason: str | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -60,6 +60,8 @@ class ChildProcess:
         """Requests that got a result. An error proves nothing: a generation thread that dies sends one to each."""
         self.victims: Sequence[EngineRequest] = ()
         """Once it is dead: what it ran then."""
+        self.sacrificed = False
+        """It was killed for a cancelled request that went on in it: that is no death, and has no suspects."""
 
     async def start(self, seconds: float) -> None:
         """Start the process and return when its engine is loaded.
@@ -114,31 +116,46 @@ class ChildProcess:
         return await asyncio.shield(self._dead)
 
     async def generate(self, request: EngineRequest) -> Any:
-        """Run one request in the process; see `Engine.generate`."""
+        """Run one request in the process; see `Engine.generate`.
+
+        Raises:
+            Interrupted: the process was killed for another request's sake; no chunk of this one's stream is out.
+        """
+        if self.sacrificed:
+            raise Interrupted
         if self.ending:
             raise Unavailable("the engine process has ended; the request will be tried again")
         number = next(self._ids)
-        fields = {"path": request.path, "body": request.body, "response_id": request.response_id}
         try:
-            data = encode({"kind": "generate", "id": number, **fields, "created": request.created})
+            data = encode(_asked(number, request))
         except FrameError as exc:
             raise BadRequest(f"the body cannot be handed to the engine: {exc}") from exc
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._calls[number] = answer, request
+        call = self._calls.enter(number, request)
         try:
             self.channel.send(data)
             await self.channel.drain()
-            return await answer
-        except asyncio.CancelledError:
-            self.channel.send(encode({"kind": "cancel", "id": number}))
-            raise
+            return await call.answer
         except Unavailable:
             # A generation thread that dies tells each request first, and us a moment later: until that is known this
             # request counts as running, and nobody takes its place.
-            await asyncio.wait({self._dead}, timeout=DOUBT_SECONDS)
+            if call.over:
+                await asyncio.wait({self._dead}, timeout=DOUBT_SECONDS)
             raise
         finally:
-            del self._calls[number]
+            self._calls.leave(number)
+
+    def _cancel(self, number: int) -> None:
+        self.channel.send(encode({"kind": "cancel", "id": number}))
+
+    def _overdue(self) -> None:
+        """What was cancelled goes on: only the end of the process ends it, be it a thread, or C code with the GIL."""
+        if self.ending or self._process is None:
+            return
+        self.sacrificed = True
+        self._reason = f"a request went on in it for {self._cancel_seconds:g} s after it was cancelled"
+        with contextlib.suppress(OSError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # it leads its group: what it started goes with it
+        self._process.kill()
 
     async def stop(self, seconds: float) -> None:
         """Ask it to end, kill it where it has not after `seconds`, and return when it is gone. Idempotent."""
@@ -160,8 +177,11 @@ class ChildProcess:
     def _on_frame(self, frame: Frame) -> None:
         self._silent = 0.0
         kind = frame["kind"]
-        if kind in {"result", "error"}:
-            self._settle(frame)
+        if kind == "chunk":
+            self._calls.chunk(frame)
+        elif kind in {"result", "error", "ended"}:
+            self.completed += kind == "result"
+            self._calls.settle(frame)
         elif kind in {"beat", "ready"}:
             self.capacity = frame["capacity"]
             if kind == "ready":
@@ -173,17 +193,6 @@ class ChildProcess:
             self.stats = EngineStats(**frame.get("stats", {}))
         elif kind == "gone":
             self._reason = frame["message"]
-
-    def _settle(self, frame: Frame) -> None:
-        self.completed += frame["kind"] == "result"
-        answer, _ = self._calls.get(frame["id"], (None, None))
-        if answer is None or answer.done():
-            return  # cancelled meanwhile
-        if frame["kind"] == "result":
-            answer.set_result(frame["body"])
-        else:
-            kind = _KINDS.get(frame["error"], Failed)
-            answer.set_exception(kind(frame["message"], param=frame["param"], code=frame["code"]))
 
     async def _watch(self, process: subprocess.Popen[bytes]) -> None:
         """Kill it when it hangs. Time is counted in steps: a pause of the worker itself is not held against it."""
@@ -216,15 +225,36 @@ class ChildProcess:
         await lost
         how = self._reason or _how(status)
         self.capacity = 0
-        self.victims = [request for _, request in self._calls.values()]
-        for answer, _ in self._calls.values():
-            if not answer.done():
-                answer.set_exception(Unavailable(f"the engine process died ({how}); the request will be tried again"))
+        self.victims = list(self._calls)
+        self._calls.lose(lambda call: self._lost_call(call, how))
         for task in self._tasks:
             if task is not asyncio.current_task():
                 task.cancel()
         await asyncio.gather(*self._tasks[1:], return_exceptions=True)
         self._dead.set_result(how)
+
+    def _lost_call(self, call: Call, how: str) -> Exception:
+        if not self.sacrificed:
+            return Unavailable(f"the engine process died ({how}); the request will be tried again")
+        if call.emitted:
+            return Unavailable(f"the engine process was ended ({how}); the stream will be tried again")
+        return Interrupted()
+
+
+def _asked(number: int, request: EngineRequest) -> Frame:
+    frame = {
+        "kind": "generate",
+        "id": number,
+        "path": request.path,
+        "body": request.body,
+        "response_id": request.response_id,
+        "created": request.created,
+    }
+    if request.emit is not None:
+        frame["stream"] = True
+    if request.headers is not None:
+        frame["headers"] = dict(request.headers)
+    return frame
 
 
 def _how(status: int) -> str:
