@@ -28,6 +28,7 @@ from rejoinder.worker.retry import RetryPolicy
 from rejoinder.worker.running import Runner
 from rejoinder.worker.settlement import Settlement
 from rejoinder.worker.slots import Slots
+from rejoinder.worker.streaming import Streams
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +60,7 @@ class Consumer:
         prefetch: Messages held beyond the slots; None: as many as complete during one receive.
         max_hold: Seconds from receipt after which a message is answered 504; sooner where the broker does not allow
             as much.
+        streams: Publishes what comes before a stream's answer.
         outputs: Stores answers; None: there is no store.
         notices: Tells of answers; None: to nobody.
     """
@@ -74,6 +76,7 @@ class Consumer:
         policy: RetryPolicy,
         prefetch: int | None,
         max_hold: float,
+        streams: Streams,
         outputs: Outputs | None = None,
         notices: Notices | None = None,
     ) -> None:
@@ -81,7 +84,9 @@ class Consumer:
         self._slots = slots
         self._prefetch = prefetch
         self._max_hold = min(max_hold, HOLD_SHARE * subscription.max_hold_seconds)
-        self._runner = Runner(handler, acceptor, slots, policy, outputs=outputs, max_hold=self._max_hold)
+        self._runner = Runner(
+            handler, acceptor, slots, policy, outputs=outputs, streams=streams, max_hold=self._max_hold
+        )
         # What waits for its answer to be published is held longer than what waits to be run: a third more.
         self._keeper = LeaseKeeper(subscription, max_hold * 4 / 3)
         self._held: dict[Held, None] = {}  # in the order of receipt
@@ -240,7 +245,7 @@ class Consumer:
                     await self._hand_back([held])
                     return
             answer = await self._runner.answer(held)
-            if self._runner.keeps(answer) and not self._settlement.comes_back(held, answer):
+            if self._runner.keeps(held, answer) and not self._settlement.comes_back(held, answer):
                 if not await self._ours(held):  # the next delivery may have stored another answer
                     self._lost(held)
                     return
@@ -258,6 +263,8 @@ class Consumer:
         except Exception as exc:  # noqa: BLE001 - a message whose task ended unseen would be held by nobody
             await self._not_settled(held, exc)
         finally:
+            if held.stream is not None:
+                held.stream.close()
             if not held.settling:
                 self._forget(held)
 
@@ -270,7 +277,7 @@ class Consumer:
         await self._hand_back([held])
 
     async def _kept(self, held: Held, answer: Answer) -> Answer:
-        """Store what is to be stored. It holds no slot; a lost lease ends it, and so does the end of the grace."""
+        """End a stream, store what is to be stored. It holds no slot; a lost lease ends it, and the end of the grace."""
         held.stage = Stage.RUNNING
         self._settling += 1
         self._receiver.wake()

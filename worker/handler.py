@@ -37,6 +37,12 @@ log = structlog.get_logger(__name__)
 # Parsing holds the GIL for most of its time, so a thread is no cure; but between its parts it lets the event loop in.
 PARSE_IN_THREAD_BYTES = 256 * 1024
 NO_OPTIONS = Options()
+HEADERS = (
+    ("Content-Type", "content_type"),
+    ("Accept", "accept"),
+    ("X-Amzn-SageMaker-Custom-Attributes", "custom_attributes"),
+)
+"""What HTTP calls some options."""
 
 
 Source = Literal["", "object", "ledger"]
@@ -208,13 +214,20 @@ class Handler:
         check_expiry(job)
         return job
 
-    async def run(self, job: Job, latest: float, on_wait: Callable[[bool], None] | None = None) -> Answer:
+    async def run(
+        self,
+        job: Job,
+        latest: float,
+        on_wait: Callable[[bool], None] | None = None,
+        begin: Callable[[Callable[[], None]], Callable[[Any], None]] | None = None,
+    ) -> Answer:
         """Run a job to its answer; an error is an answer too.
 
         Args:
             job: What `accept` returned.
             latest: The loop's time by which it must have ended, whatever its own timeout.
             on_wait: Called with True when the engine lets it wait for others' sake, and with False when it goes on.
+            begin: Where a stream is asked for: given what ends the engine's work, it returns what takes the chunks.
 
         Raises:
             EngineGone: the engine will not come back; nothing is known of the request.
@@ -231,6 +244,10 @@ class Handler:
         try:
             check_expiry(job)
             request = EngineRequest(job.path, job.body, name, job.created, job.attempt, waits)
+            if job.options is not NO_OPTIONS:
+                request.headers = _headers(job.options)
+            if begin is not None:
+                request.emit = begin(lambda: timer.reschedule(clock()))
             with timer:
                 body = await self._engine.generate(request)
         except TimeoutError as exc:
@@ -257,6 +274,18 @@ def refusal(error: RequestError, metadata: str | None, name: str) -> Answer:
     return Answer(error.status_code, metadata, ErrorBody.of(error.detail()), name, error)
 
 
+def in_place_of(answer: Answer, error: RequestError) -> Answer:
+    """The answer that carries what went wrong with another one: the last message of a stream where that was."""
+    instead = refusal(error, answer.metadata, answer.response_id)
+    instead.stream = without_chunk(answer)
+    return instead
+
+
+def without_chunk(answer: Answer) -> Mapping[str, Any] | None:
+    """An answer's `stream`, for an answer in its place that has no chunk in it."""
+    return None if answer.stream is None else {**answer.stream, "chunks": 0}
+
+
 def exhausted(attempts: int, metadata: str | None, name: str) -> Answer:
     """The answer to a request of which no delivery was seen to end: the worker or its lease ended each time."""
     error = Unavailable(f"given up after {attempts} deliveries: each time its worker or its lease was lost")
@@ -268,6 +297,12 @@ def failed(exc: Exception, name: str) -> Failed:
     # The message of an unforeseen exception may quote the prompt, so it is logged by type and place only.
     log.error("engine_error", response_id=name, error_type=type(exc).__name__, where=places(exc))
     return Failed(f"the engine failed on this request: {type(exc).__name__}")
+
+
+def _headers(options: Options) -> Mapping[str, str] | None:
+    """See `EngineRequest.headers`."""
+    given = ((name, getattr(options, field)) for name, field in HEADERS)
+    return {name: value for name, value in given if value is not None} or None
 
 
 def _expiry(options: Options, sent_at: float | None) -> tuple[float, str]:

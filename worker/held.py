@@ -8,6 +8,7 @@ from rejoinder.adapters import Message
 from rejoinder.worker.handler import Job
 from rejoinder.worker.lease import Lease
 from rejoinder.worker.room import Share
+from rejoinder.worker.streaming import StreamWriter
 
 
 class Stage(enum.Enum):
@@ -37,6 +38,8 @@ class Held:
     """Done when its turn among those of its ordering key has come; None where it never waits for any."""
     share: Share | None = None
     """What its input has of the room for inputs."""
+    stream: StreamWriter | None = None
+    """What writes its stream, where it asks for one."""
     settling: bool = False
     """It was given to the settlement, which says when it is done with it."""
     abandoned: bool = False

@@ -60,7 +60,8 @@ def stored_answer(stored: bytes, metadata: str | None, response_id: str, source:
         log.error("stored_response_unreadable", response_id=response_id, source=source, error=str(exc))
         return None
     kept = Kept(wire, **locations, source=source)
-    return Answer(status, metadata, response.get("body"), response_id, kept=kept)
+    stream = response.get("stream")
+    return Answer(status, metadata, response.get("body"), response_id, kept=kept, stream=stream)
 
 
 def _int(text: str) -> int | str:

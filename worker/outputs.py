@@ -20,7 +20,16 @@ from rejoinder.adapters.driver import BlobStore
 from rejoinder.schemas.envelope import Beside, Options, parse_request, response_head, write_response
 from rejoinder.schemas.wire import WireError
 from rejoinder.worker.errors import BadRequest, Forbidden, NotGiven, RequestError, Unavailable
-from rejoinder.worker.handler import NO_OPTIONS, PARSE_IN_THREAD_BYTES, Answer, Job, Kept, refusal, response_id
+from rejoinder.worker.handler import (
+    NO_OPTIONS,
+    PARSE_IN_THREAD_BYTES,
+    Answer,
+    Job,
+    Kept,
+    in_place_of,
+    refusal,
+    response_id,
+)
 from rejoinder.worker.ledger import Ledger, stored_answer
 from rejoinder.worker.object_names import output_key, record_key
 from rejoinder.worker.reply import beside, written
@@ -154,7 +163,7 @@ class Outputs:
                     kept = await self._with_output(message, answer, wire, asked)
                     return await self._record(message, answer, kept)
                 except RequestError as exc:
-                    answer = refusal(exc, answer.metadata, answer.response_id)
+                    answer = in_place_of(answer, exc)
             return await self._failed(message, answer, asked)
         finally:
             self.bytes -= size
@@ -162,6 +171,7 @@ class Outputs:
     async def _with_output(self, message: Message, answer: Answer, wire: bytes, asked: _Asked) -> Kept:
         location, options = answer.output_location, asked.options
         wanted = len(wire) > self._inline(message, answer) or _named_by_sender(options)
+        wanted = wanted and answer.stream is None  # of a stream there is only the last part
         if location is None and not (wanted and self._outputs is not None):
             if self._pointed is None:
                 self._check_carried(message, answer, wire)

@@ -1,7 +1,6 @@
 """From an answer to a durable response."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import structlog
 
@@ -11,7 +10,7 @@ from rejoinder.schemas.errors import ErrorBody, ErrorDetail
 from rejoinder.worker import carrying
 from rejoinder.worker.batcher import Batcher
 from rejoinder.worker.errors import NotGiven
-from rejoinder.worker.handler import Answer, refusal, response_id
+from rejoinder.worker.handler import Answer, in_place_of, response_id, without_chunk
 from rejoinder.worker.retry import bounded, entry_until
 
 log = structlog.get_logger(__name__)
@@ -99,17 +98,13 @@ class Replier:
 
     def outgoing(self, message: Message, answer: Answer) -> Outgoing:
         """The answer to `message` as it is published. One whose body is no JSON becomes an error."""
-        attributes = {
-            "request_message_id": carrying.attribute(message.id),
-            "response_id": carrying.attribute(answer.response_id),
-        }
-        if message.attempt is not None:
-            attributes["attempt"] = str(message.attempt)
-        if traceparent := carrying.traceparent(message.attributes.get("traceparent")):
-            attributes["traceparent"] = traceparent
+        attributes = _attributes(message, answer.response_id)
         kept = answer.kept
         body = written(message, answer)[1] if kept is None else kept.wire
-        key = None if message.ordering_key is None else carrying.name(message.ordering_key)
+        key = message.ordering_key
+        if key is None and answer.stream is not None:
+            key = answer.response_id
+        key = None if key is None else carrying.name(key)
         # Of the message, not of an inference_id: two requests that share one are both answered.
         own = answer.named_by_message
         identity = answer.response_id if own else response_id(self._subscription, message.id, None)
@@ -117,6 +112,25 @@ class Replier:
             size = len(body)
             return Outgoing(b"", attributes, key, identity, stored_at=kept.pointer, stored_size=size)
         return Outgoing(body, attributes, ordering_key=key, deduplication_id=identity)
+
+    def addressed(self, message: Message, name: str) -> Outgoing:
+        """What the messages of a stream have in common: without a body, and with what their deduplication ids begin by.
+
+        Args:
+            message: The request's delivery.
+            name: The response id.
+        """
+        key = carrying.name(message.ordering_key or name)
+        return Outgoing(b"", _attributes(message, name), key, response_id(self._subscription, message.id, None))
+
+
+def _attributes(message: Message, name: str) -> dict[str, str]:
+    attributes = {"request_message_id": carrying.attribute(message.id), "response_id": carrying.attribute(name)}
+    if message.attempt is not None:
+        attributes["attempt"] = str(message.attempt)
+    if traceparent := carrying.traceparent(message.attributes.get("traceparent")):
+        attributes["traceparent"] = traceparent
+    return attributes
 
 
 def written(message: Message, answer: Answer) -> tuple[Answer, bytes]:
@@ -126,7 +140,7 @@ def written(message: Message, answer: Answer) -> tuple[Answer, bytes]:
     except (ValueError, TypeError) as exc:
         log.error("result_not_json", message_id=message.id, response_id=answer.response_id, error=str(exc))
         error = NotGiven(f"the result cannot be written as JSON: {exc}")
-        answer = replace(refusal(error, answer.metadata, answer.response_id), stream=answer.stream)
+        answer = in_place_of(answer, error)
         return answer, write_response(500, answer.metadata, answer.body, beside(answer))
 
 
@@ -139,11 +153,12 @@ def beside(answer: Answer, **locations: str | None) -> Beside:
 
 def _not_carried(answer: Answer) -> Answer:
     detail = ErrorDetail(message="the response cannot be carried by its broker", type="engine_error")
-    return Answer(500, None, ErrorBody.of(detail), answer.response_id)
+    return Answer(500, None, ErrorBody.of(detail), answer.response_id, stream=without_chunk(answer))
 
 
 def _too_large(answer: Answer, reason: str, *, bare: bool = False) -> Answer:
     detail = ErrorDetail(
         message=f"the response is too large for its broker: {reason}", type="engine_error", code="response_too_large"
     )
-    return Answer(500, None if bare else answer.metadata, ErrorBody.of(detail), answer.response_id)
+    metadata = None if bare else answer.metadata
+    return Answer(500, metadata, ErrorBody.of(detail), answer.response_id, stream=without_chunk(answer))

@@ -16,6 +16,7 @@ from rejoinder.worker.pace import Pace, Waits
 from rejoinder.worker.retry import RetryPolicy
 from rejoinder.worker.several import all_answers
 from rejoinder.worker.slots import Slots
+from rejoinder.worker.streaming import Streams, unstreamable
 
 
 class Runner:
@@ -27,6 +28,7 @@ class Runner:
         slots: The engine's capacity.
         policy: When failed requests come back.
         outputs: Stores answers; None: there is no store.
+        streams: Publishes what comes before a stream's answer.
         max_hold: Seconds from receipt after which a message is answered 504.
     """
 
@@ -38,6 +40,7 @@ class Runner:
         policy: RetryPolicy,
         *,
         outputs: Outputs | None,
+        streams: Streams,
         max_hold: float,
     ) -> None:
         self._handler = handler
@@ -45,6 +48,7 @@ class Runner:
         self._slots = slots
         self._policy = policy
         self._outputs = outputs
+        self._streams = streams
         self._max_hold = max_hold
         self._clock = asyncio.get_running_loop().time
         self.pace = Pace()
@@ -55,17 +59,18 @@ class Runner:
 
     @property
     def held_bytes(self) -> int:
-        """What inputs and results have of the memory."""
-        return self._acceptor.held_bytes + (0 if self._outputs is None else self._outputs.bytes)
+        """What inputs, results and streams have of the memory."""
+        stored = 0 if self._outputs is None else self._outputs.bytes
+        return self._acceptor.held_bytes + stored + self._streams.bytes
 
     @property
     def jobs_wait(self) -> bool:
         """Whether a job of lines waits for others to end: further ones would only wait too."""
         return self._lines is not None and self._lines.waiting > 0
 
-    def keeps(self, answer: Answer) -> bool:
-        """Whether `kept` may store something of an answer."""
-        return self._outputs is not None and not answer.silent
+    def keeps(self, held: Held, answer: Answer) -> bool:
+        """Whether `kept` may store something of an answer, or end its stream."""
+        return (self._outputs is not None and not answer.silent) or held.stream is not None
 
     async def answer(self, held: Held) -> Answer:
         """Run what a message asks for to its answer; an error is an answer too.
@@ -99,6 +104,10 @@ class Runner:
 
     async def _run(self, held: Held, job: Job, latest: float) -> Answer:
         message = held.message
+        if job.options.stream:
+            held.stream = self._streams.open(message, job, held.lease, lambda: not held.abandoned)
+            if (problem := unstreamable(job)) is not None:
+                return refusal(problem, job.metadata, job.response_id)
         if self._outputs is not None and (known := await self._outputs.recall(message, job)) is not None:
             return known
         if self._policy.exhausted(message.attempt):
@@ -117,17 +126,24 @@ class Runner:
         self.waits.started(now, _since(held, now))
         try:
             held.stage = Stage.RUNNING
-            answer = await self._handler.run(job, latest, held.waits)
+            stream = held.stream
+            answer = await self._handler.run(job, latest, held.waits, None if stream is None else stream.begin)
         finally:
             self._slots.release()
             now = self._clock()
             self.waits.ended(now)
         self.pace.completed(now)
-        return answer
+        return answer if stream is None else stream.ran(answer)
 
     async def kept(self, held: Held, answer: Answer) -> Answer:
-        """Store what is to be stored of an answer, and of those that go with it. Raises as `Outputs.keep`."""
+        """See a stream to its last message, and store what is to be stored of an answer and of those that go with it.
+
+        Raises:
+            AdapterError: a store, or the response broker, refuses for good.
+        """
         outputs = self._outputs
+        if held.stream is not None and answer.kept is None:
+            answer = await held.stream.finish(answer)
         if outputs is None:
             return answer
         kept = await outputs.keep(held.message, answer, held.job)

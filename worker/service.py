@@ -28,6 +28,7 @@ from rejoinder.worker.s3_requests import events_of
 from rejoinder.worker.settings import Settings
 from rejoinder.worker.slots import Slots
 from rejoinder.worker.stores import Stores, open_stores
+from rejoinder.worker.streaming import Streams
 
 log = structlog.get_logger(__name__)
 
@@ -194,13 +195,14 @@ async def _work(settings: Settings, engine: Engine, ends: _Ends, signals: StopSi
         invocation_timeout=settings.invocation_timeout_seconds,
     )
     inputs = Inputs(ends.stores, settings.max_input_bytes)
+    replier = Replier(topic, subscription.name)
     consumer = Consumer(
         subscription,
         handler,
         Acceptor(
             handler, subscription=subscription.name, inputs=inputs, events=events_of(settings, ends.stores.is_own)
         ),
-        Replier(topic, subscription.name),
+        replier,
         Slots(engine),
         policy=RetryPolicy(
             max_attempts=settings.max_attempts,
@@ -210,6 +212,12 @@ async def _work(settings: Settings, engine: Engine, ends: _Ends, signals: StopSi
         ),
         prefetch=settings.prefetch,
         max_hold=settings.max_hold_seconds,
+        streams=Streams(
+            replier,
+            carried=topic.max_body,
+            interval=settings.stream_interval_ms / 1000,
+            max_bytes=settings.stream_max_bytes,
+        ),
         outputs=_outputs(settings, ends),
         notices=_notices(settings, ends),
     )

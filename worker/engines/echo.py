@@ -26,13 +26,17 @@ class EchoEngine:
         self.capacity = self._places
 
     async def generate(self, request: EngineRequest) -> Any:
-        """Return the body."""
+        """Return the body; of a stream, emit its items, or itself where it is no list."""
         if request.path not in self.paths:
             raise Missing(f"{request.path} is not served; {' and '.join(sorted(self.paths))} are", param="path")
         if not self.capacity:
             raise Unavailable("the engine is not running; the request will be tried again")
         self.progress += 1
-        return request.body
+        if request.emit is None:
+            return request.body
+        for chunk in request.body if isinstance(request.body, list) else [request.body]:
+            request.emit(chunk)
+        return None
 
     async def wait_gone(self) -> None:
         """It cannot die."""
