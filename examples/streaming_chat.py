@@ -69,7 +69,8 @@ async def read(url: str, name: str) -> Response:
 async def chat(arguments: argparse.Namespace) -> int:
     """Ask, print, and give the exit code."""
     name = uuid.uuid4().hex
-    body = {"messages": [{"role": "user", "content": arguments.prompt}], "max_tokens": arguments.max_tokens}
+    messages = [{"role": "user", "content": arguments.prompt}]
+    body = {"messages": messages, "max_tokens": arguments.max_tokens, "temperature": arguments.temperature}
     options = {"stream": True, "inference_id": name}
     async with Publisher(arguments.requests) as publisher:
         await publisher.publish({"path": "/v1/chat/completions", "metadata": {}, "body": body, "options": options})
@@ -92,5 +93,6 @@ if __name__ == "__main__":
     parser.add_argument("--requests", required=True, metavar="URL")
     parser.add_argument("--responses", required=True, metavar="URL")
     parser.add_argument("--max-tokens", type=int, default=200)
+    parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("prompt")
     sys.exit(asyncio.run(chat(parser.parse_args())))

