@@ -71,7 +71,9 @@ def first_problem(exc: ValidationError, model: type[BaseModel], value: Any, pref
     if error["type"] == "missing":
         return f"{name} is missing", param
     if error["type"] == "extra_forbidden":
-        return _unknown(name, model) if len(path) == 1 else f"{name} is not a supported field", param
+        return _unknown(name, model) if len(
+            path
+        ) == 1 and model.model_fields else f"{name} is not a supported field", param
     if path and path[0] in rules:
         return f"{param} {rules[str(path[0])]}", param
     return f"{name}: {_lower(error['msg'])}", param

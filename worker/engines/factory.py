@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
+from rejoinder.worker.engines.child import VISIBLE_DEVICE
 from rejoinder.worker.engines.echo import EchoEngine
 from rejoinder.worker.engines.host import EngineProcess, HostSettings
 from rejoinder.worker.engines.pool import EnginePool
@@ -33,6 +34,7 @@ SAME = (
 """Settings of the worker that the engine has too, by the same name and with the same meaning."""
 FACTORY = f"{__name__}:create_transformers"
 VLLM_FACTORY = f"{__name__}:create_vllm"
+FUNCTIONS_FACTORY = f"{__name__}:create_functions"
 
 
 def create_engine(settings: Settings) -> Engine:
@@ -41,31 +43,47 @@ def create_engine(settings: Settings) -> Engine:
         return EchoEngine(settings.default_path)
     if settings.engine_name == "vllm":
         config, create, factory = vllm_config(settings), create_vllm, VLLM_FACTORY
+    elif settings.engine_name == "functions":
+        config, create, factory = functions_config(settings), create_functions, FUNCTIONS_FACTORY
     else:
         config, create, factory = transformers_config(settings), create_transformers, FACTORY
     if not settings.engine_process:
         return create(config)
     config["logs"] = [settings.log_format, settings.log_level]
+    functions = settings.engine_name == "functions"
     host = HostSettings(
         start_seconds=settings.engine_start_seconds,
         hang_seconds=settings.engine_hang_seconds,
         max_deaths=settings.engine_max_deaths,
+        cancel_seconds=settings.app_cancel_seconds if functions else None,
     )
     if settings.engine_name == "vllm":
         return EngineProcess(factory, config, host)
     devices = settings.devices or [settings.device] * settings.engine_processes
+    on = _alone_with if functions else _on
     if len(devices) == 1:
-        return EngineProcess(factory, {**config, "device": devices[0]}, host)
+        return EngineProcess(factory, {**config, **on(devices[0])}, host)
     if settings.threads is None:
         # Each would take as many as there are cores, and they would run in each other's way. A GPU needs few.
         config["threads"] = max(1, _cores() // len(devices))
     suspects = Suspects()
     names = settings.devices or [f"{device}, process {number}" for number, device in enumerate(devices, 1)]
     processes = [
-        EngineProcess(factory, {**config, "device": device}, host, suspects, name)
+        EngineProcess(factory, {**config, **on(device)}, host, suspects, name)
         for device, name in zip(devices, names, strict=True)
     ]
     return EnginePool(processes, suspects)
+
+
+def _on(device: str) -> dict[str, Any]:
+    return {"device": device}
+
+
+def _alone_with(device: str) -> dict[str, Any]:
+    """For code that takes `cuda` to be its own: the process sees one GPU, and a call that goes on can be told."""
+    number = device.removeprefix("cuda:")
+    one = {"device": "cuda", VISIBLE_DEVICE: int(number)} if device != number and number.isdecimal() else _on(device)
+    return {**one, "linger": True}
 
 
 def _cores() -> int:
@@ -160,3 +178,32 @@ def create_vllm(config: Mapping[str, Any]) -> Engine:
             " (it pins torch and transformers, and rejoinder[transformers] needs others)"
         ) from exc
     return cast("Engine", module.create(own))
+
+
+def functions_config(settings: Settings) -> dict[str, Any]:
+    """What `create_functions` takes, as JSON: the engine's own settings."""
+    return {
+        "app": settings.app,
+        "app_dir": str(settings.app_dir.absolute()),
+        "params": settings.app_params,
+        "concurrency": settings.app_concurrency,
+        "max_batch_size": settings.max_batch_size,
+        "max_batch_bytes": settings.max_batch_bytes,
+        "max_wait_ms": settings.max_wait_ms,
+        "default_path": settings.default_path,
+        "device": settings.device,
+        "token": settings.token and settings.token.get_secret_value(),
+        "token_file": settings.token_file and str(settings.token_file.absolute()),
+        "debug": settings.log_level == "debug",
+    }
+
+
+def create_functions(config: Mapping[str, Any]) -> Engine:
+    """Build the engine of the user's own functions; called in the engine process. The app is imported at its start."""
+    own = dict(config)
+    if "logs" in own:
+        configure(*own.pop("logs"))
+    if (threads := own.pop("threads", None)) is not None:
+        # One of several processes: most libraries of numbers would else take all cores in each.
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    return cast("Engine", import_module("rejoinder.worker.engines.functions.engine").create(own))

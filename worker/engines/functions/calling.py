@@ -1,0 +1,246 @@
+"""Three ways to run a function: for one request, for those of a batch, and as a stream."""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from rejoinder.worker.engines.functions.batches import Batches, BatchLimits
+from rejoinder.worker.engines.functions.binding import Function
+from rejoinder.worker.engines.functions.context import Context, Deployment
+from rejoinder.worker.engines.functions.threads import Threads, Work
+from rejoinder.worker.engines.protocol import EngineRequest
+
+Task = asyncio.Task[Any]
+Item = tuple[Any, Context | None]
+
+
+class Caller(Protocol):
+    """Runs one function's requests."""
+
+    function: Function
+
+    async def serve(self, request: EngineRequest, task: Task) -> Any:
+        """Run one request, of which `task` waits for the end. Raises what the function raises (`failures.carried`)."""
+
+
+def _context(deployment: Deployment, body: Any, request: EngineRequest, task: Task) -> Context:
+    return Context(
+        body,
+        deployment,
+        path=request.path,
+        headers=request.headers,
+        response_id=request.response_id,
+        created=request.created,
+        task=task,
+    )
+
+
+class _Caller:
+    def __init__(self, function: Function, deployment: Deployment, threads: Threads) -> None:
+        self.function = function
+        self._deployment = deployment
+        self._threads = threads
+
+    def _taken(self, request: EngineRequest, task: Task) -> Item:
+        """What the function gets of a request."""
+        function = self.function
+        body = request.body if function.check is None else function.check(request.body)
+        return body, _context(self._deployment, request.body, request, task) if function.contextual else None
+
+
+class Single(_Caller):
+    """One call for each request.
+
+    Args:
+        function: What is called.
+        deployment: What its contexts are of.
+        threads: Where it is called unless it is async.
+        lane: As many places as there may be calls at once.
+    """
+
+    def __init__(self, function: Function, deployment: Deployment, threads: Threads, lane: asyncio.Semaphore) -> None:
+        super().__init__(function, deployment, threads)
+        self._lane = lane
+
+    async def serve(self, request: EngineRequest, task: Task) -> Any:
+        """See `Caller`."""
+        function = self.function
+        body, context = self._taken(request, task)
+        try:
+            await self._lane.acquire()
+            if function.asynchronous:
+                try:
+                    return function.give(await function.call(body, context))
+                finally:
+                    self._lane.release()
+            # The place is free when the thread is, which can be later than when nobody waits any more.
+            result = await self._threads.run(lambda _: self._called(body, context), self._lane.release)
+            if not inspect.iscoroutine(result):
+                return result
+            async with self._lane:
+                return function.give(await result)
+        except asyncio.CancelledError:
+            if context is not None:
+                context.cancel()
+            raise
+
+    def _called(self, body: Any, context: Context | None) -> Any:
+        result = self.function.call(body, context)
+        # An async function in other clothes, such as a lambda's, is found out only now, and belongs on the event loop.
+        return result if inspect.iscoroutine(result) else self.function.give(result)
+
+
+class Streamed(Single):
+    """One generator for each request. Its chunks are emitted as they come, and the answer is None."""
+
+    async def serve(self, request: EngineRequest, task: Task) -> Any:
+        """See `Caller`."""
+        emit = request.emit
+        assert emit is not None  # noqa: S101  # the engine's choice of this caller
+        function = self.function
+        body, context = self._taken(request, task)
+        try:
+            await self._lane.acquire()
+            if function.asynchronous:
+                try:
+                    chunks = function.call(body, context)
+                    await self._emit(await chunks if inspect.iscoroutine(chunks) else chunks, emit)
+                finally:
+                    self._lane.release()
+                return None
+            late = await self._threads.run(lambda work: self._pull(work, body, context, emit), self._lane.release)
+            if late is not None:
+                async with self._lane:
+                    await self._emit(await late if inspect.iscoroutine(late) else late, emit)
+        except asyncio.CancelledError:
+            if context is not None:
+                context.cancel()
+            raise
+        return None
+
+    async def _emit(self, chunks: AsyncIterator[Any], emit: Callable[[Any], None]) -> None:
+        if not hasattr(chunks, "__aiter__"):
+            raise _yields_nothing(chunks)
+        give = self.function.give
+        try:
+            async for chunk in chunks:
+                emit(give(chunk))
+                # A generator that never waits would hold up the loop, and with it the chunks that it has given.
+                await asyncio.sleep(0)
+        finally:
+            if (close := getattr(chunks, "aclose", None)) is not None:
+                await close()
+
+    def _pull(self, work: Work, body: Any, context: Context | None, emit: Callable[[Any], None]) -> Any:
+        """In a thread: run a generator to its end, or until nobody wants its chunks."""
+        chunks = self.function.call(body, context)
+        if inspect.iscoroutine(chunks) or hasattr(chunks, "__aiter__"):
+            return chunks
+        if isinstance(chunks, str | bytes | Mapping) or not hasattr(chunks, "__iter__"):
+            raise _yields_nothing(chunks)
+        call, give = work.future.get_loop().call_soon_threadsafe, self.function.give
+        try:
+            for chunk in chunks:
+                if work.cancelled:
+                    break
+                call(_deliver, work, emit, give(chunk))
+        finally:
+            if (close := getattr(chunks, "close", None)) is not None:
+                close()
+        return None
+
+
+def _yields_nothing(value: Any) -> TypeError:
+    return TypeError(f"generate_stream should yield chunks, or return what does: it returned {type(value).__name__}")
+
+
+def _deliver(work: Work, emit: Callable[[Any], None], chunk: Any) -> None:
+    """On the event loop. Calls come in the order of the chunks, and before the one that ends the work."""
+    if work.cancelled:
+        return
+    try:
+        emit(chunk)
+    except Exception as exc:  # noqa: BLE001  # too much waits to be sent, or the like: the request's error
+        work.cancelled = True
+        if not work.future.done():
+            work.future.set_exception(exc)
+
+
+class Together(_Caller):
+    """One call for the requests of a batch.
+
+    Args:
+        function: What is called.
+        deployment: What its contexts are of.
+        threads: Where it is called unless it is async.
+        limits: Of one batch.
+        concurrency: Calls at once.
+        linger: A cancelled request returns only when its call is over, if that is for nobody else.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        deployment: Deployment,
+        threads: Threads,
+        limits: BatchLimits,
+        concurrency: int,
+        *,
+        linger: bool,
+    ) -> None:
+        super().__init__(function, deployment, threads)
+        key = function.key
+        self.places = limits.size * (concurrency + 1)
+        """Requests in calls, and as many as the next call takes."""
+        self.size = limits.size
+        self.steps = 0
+        self.sequences = 0
+        self.batches: Batches[Item] = Batches(
+            self._call,
+            limits,
+            key=None if key is None else lambda item: key(*item),
+            concurrency=concurrency,
+            linger=linger,
+        )
+
+    async def serve(self, request: EngineRequest, task: Task) -> Any:
+        """See `Caller`."""
+        item = self._taken(request, task)
+        try:
+            return await self.batches.submit(item, request.size)
+        except asyncio.CancelledError:
+            if item[1] is not None:
+                item[1].cancel()
+            raise
+
+    async def _call(self, items: Sequence[Item]) -> Any:
+        function = self.function
+        self.steps += 1
+        self.sequences += len(items)
+        bodies, contexts = [body for body, _ in items], [context for _, context in items]
+        if function.asynchronous:
+            return self._given(await function.call(bodies, contexts))
+        # Even if nobody waits for it any more: the next call must not begin before this one's thread is free.
+        answers: Any = await self._threads.run(lambda _: self._called(bodies, contexts), linger=True)
+        return self._given(await answers) if inspect.iscoroutine(answers) else answers
+
+    def _called(self, bodies: list[Any], contexts: list[Context | None]) -> Any:
+        answers = self.function.call(bodies, contexts)
+        return answers if inspect.iscoroutine(answers) else self._given(answers)
+
+    def _given(self, answers: Any) -> Any:
+        if not isinstance(answers, list | tuple):
+            # One array for all is natural to return; what else there may be is refused by who counts the answers.
+            if not callable(tolist := getattr(answers, "tolist", None)):
+                return answers
+            answers = tolist()
+        return [self._one(answer) for answer in answers] if isinstance(answers, list | tuple) else answers
+
+    def _one(self, answer: Any) -> Any:
+        if isinstance(answer, BaseException):
+            return answer
+        try:
+            return self.function.give(answer)
+        except Exception as exc:  # noqa: BLE001  # one answer that is not JSON is no reason to fail the others
+            return exc
