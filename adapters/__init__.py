@@ -5,7 +5,7 @@
 """
 
 from rejoinder.adapters.checkup import Checkup, Finding
-from rejoinder.adapters.driver import Backlog, Blob, BlobStore, Message, Outgoing, Subscription, Topic
+from rejoinder.adapters.driver import Backlog, Blob, BlobStore, Listed, Message, Outgoing, Subscription, Topic
 from rejoinder.adapters.errors import (
     AdapterError,
     BadURL,
@@ -28,6 +28,7 @@ __all__ = [
     "Denied",
     "Finding",
     "LeaseLost",
+    "Listed",
     "Message",
     "NotFound",
     "Outgoing",

@@ -1,7 +1,9 @@
 """What the stores share: what a key is, where a store's URL says it stands, and pieces of one size."""
 
 import asyncio
+import hashlib
 import io
+import re
 import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Mapping
 from typing import TypeVar
@@ -13,6 +15,8 @@ T = TypeVar("T")
 
 MAX_KEY = 1024
 """Bytes of UTF-8 in a key, with the store's prefix where the service counts that too: S3's limit, and GCS's."""
+# What every store, file system and shell takes as it is. Names that begin with a dot are hidden, or lead elsewhere.
+_SAFE = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,64}")
 PIECE = 1 << 20
 """Bytes that are read at once: a step of the event loop, or a trip to a thread."""
 
@@ -27,6 +31,24 @@ def check_key(key: str, prefix: str = "") -> str:
     if fault := _fault(key) or _fault(name):
         raise ValueError(f"not a key: {key!r:.200}: {fault}")
     return name
+
+
+def key_of(name: str, prefix: str) -> str | None:
+    """The key that a listed object's whole name stands for; None where it is none, or not below `prefix`."""
+    key = name.removeprefix(f"{prefix}/") if prefix else name
+    below = not prefix or len(key) < len(name)
+    return key if below and not _fault(key) else None
+
+
+def object_name(name: str) -> str:
+    """A name of anybody's choice as a part of a key: unchanged where it can be, else its SHA-256 in hexadecimal."""
+    return name if _SAFE.fullmatch(name) else hashlib.sha256(name.encode()).hexdigest()
+
+
+def below(url: str, part: str) -> str:
+    """The URL of what stands below a store's: its options stay."""
+    base, mark, options = url.partition("?")
+    return f"{base.removesuffix('/')}/{part}{mark}{options}"
 
 
 def _fault(key: str) -> str | None:

@@ -5,7 +5,7 @@ log; an error is one of `rejoinder.adapters.errors`. No call blocks the event lo
 concurrently from tasks of the one event loop on which the adapter was opened.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -187,6 +187,15 @@ class Blob:
     """The object's bytes, in pieces of at most some MiB. Raises as `BlobStore.read`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An object that `BlobStore.list` found."""
+
+    key: str
+    modified: float
+    """When it was written, seconds since the epoch by the store's clock; some stores keep whole seconds."""
+
+
 class BlobStore(Protocol):
     """Objects below one prefix of a bucket or one directory, each written once. Keys are relative to it.
 
@@ -225,3 +234,23 @@ class BlobStore(Protocol):
 
     async def exists(self, key: str) -> bool:
         """Whether an object stands there. Raises as `read`, but for an object that is not there."""
+
+    async def remove(self, key: str) -> None:
+        """Remove an object; that none stands there is no error. The key may be put again.
+
+        Durable when this returns. Who is reading the object reads on, or gets `Transient`.
+
+        Raises:
+            NotFound, Denied, Transient: as their names say; NotFound is a store that is not there, where it can be.
+        """
+
+    def list(self) -> AsyncGenerator[Listed, None]:
+        """All objects of the store, in any order, and no more of them in memory than some thousand.
+
+        Each that stands from the beginning of the listing to its end comes once. One that is put or removed meanwhile
+        may come or not. What stands below the prefix under a name that is no key is left out. A directory that is not
+        there has no objects.
+
+        Raises:
+            NotFound, Denied, Transient: as `remove`, at any step.
+        """

@@ -55,6 +55,16 @@ class Place:
         except NotFound:
             return False
 
+    def remove(self) -> None:
+        """Remove the regular file there, if there is one. Raises as `BlobStore.remove`."""
+        try:
+            with self.folder() as (folder, name):
+                if self.is_object(folder, name):
+                    os.unlink(name, dir_fd=folder)
+                    os.fsync(folder)
+        except NotFound:
+            return
+
     def is_object(self, folder: int, name: str) -> bool:
         """Whether `name` in `folder` is a regular file, and not a directory. Raises Denied where it is neither."""
         mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
@@ -69,7 +79,7 @@ class Place:
         Links are resolved first. Then every part is opened without following any: what is moved meanwhile, by whomever,
         cannot lead out of the root.
         """
-        with self.mapped(writing=make):
+        with mapped(self.location, writing=make):
             if any(part.startswith(UNFINISHED) for part in self.key.split("/")):
                 raise Denied(f"{self.location}: names that begin with {UNFINISHED} are for what is being written")
             root = os.path.realpath(self.root)
@@ -90,20 +100,21 @@ class Place:
             finally:
                 os.close(folder)
 
-    @contextmanager
-    def mapped(self, *, writing: bool) -> Iterator[None]:
-        """Map what the operating system says."""
-        try:
-            yield
-        except OSError as exc:
-            kind: type[AdapterError] = Transient
-            if exc.errno == errno.EFBIG:
-                kind = TooLarge
-            elif exc.errno in _NOT_FOUND and not writing:
-                kind = NotFound
-            elif exc.errno in _DENIED:
-                kind = Denied
-            raise kind(f"{self.location}: {exc.strerror}") from exc
+
+@contextmanager
+def mapped(location: str, *, writing: bool) -> Iterator[None]:
+    """Map what the operating system says of what is at `location`."""
+    try:
+        yield
+    except OSError as exc:
+        kind: type[AdapterError] = Transient
+        if exc.errno == errno.EFBIG:
+            kind = TooLarge
+        elif exc.errno in _NOT_FOUND and not writing:
+            kind = NotFound
+        elif exc.errno in _DENIED:
+            kind = Denied
+        raise kind(f"{location}: {exc.strerror}") from exc
 
 
 def _make(path: Path) -> None:
@@ -161,7 +172,7 @@ class Reading:
 
     def read(self, size: int) -> bytes:
         """Return the next bytes, none at the end. Raises Transient if the file has become shorter."""
-        with self._place.mapped(writing=False):
+        with mapped(self._place.location, writing=False):
             piece = os.read(self._file, min(size, self._left))
         if not piece and self._left:
             raise Transient(f"{self._place.location} was cut off while it was read, {self._left} bytes before its end")
@@ -186,7 +197,7 @@ class Writing:
     def open(self) -> None:
         """Open a file for what is to be written. Raises as `BlobStore.put`."""
         self._folder, self._name = self._stack.enter_context(self._place.folder(make=True))
-        with self._place.mapped(writing=True):
+        with mapped(self._place.location, writing=True):
             self._source, self._source_folder = self._open()
 
     def _open(self) -> tuple[str, int | None]:
@@ -216,14 +227,14 @@ class Writing:
 
     def write(self, piece: bytes) -> None:
         """Append. Raises as `BlobStore.put`."""
-        with self._place.mapped(writing=True), memoryview(piece) as view:
+        with mapped(self._place.location, writing=True), memoryview(piece) as view:
             done = 0
             while done < len(view):
                 done += os.write(self._file, view[done:])
 
     def publish(self) -> bool:
         """Make what was written durable and give it its name, unless there is one. Raises as `BlobStore.put`."""
-        with self._place.mapped(writing=True):
+        with mapped(self._place.location, writing=True):
             os.fsync(self._file)
             try:
                 # A destination's directory makes this linkat(AT_SYMLINK_FOLLOW), which /proc/self/fd needs.

@@ -2,7 +2,8 @@
 
 The directory, and those that the parts of a key name, are made by the first `put`; reading what is not there is
 `NotFound`. An object is a regular file: a directory is no object, and a pipe, socket or device is `Denied`. Symbolic
-links inside the directory are followed as long as they lead to somewhere inside. Content types are not kept.
+links inside the directory are followed as long as they lead to somewhere inside, but a listing leaves them out. Content
+types are not kept.
 
 A new object has no name while it is written (`O_TMPFILE`), so that a process that is killed leaves nothing. Where a
 file system cannot do that, it has a name that no key can have, locked while its writer lives; the next `put` of the
@@ -10,17 +11,22 @@ same key removes those that nobody has locked. The file system must have hard li
 """
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
+from itertools import islice
 from typing import ParamSpec, TypeVar
 
 from rejoinder.adapters import blobs
-from rejoinder.adapters.driver import Blob
+from rejoinder.adapters.driver import Blob, Listed
 from rejoinder.adapters.errors import BadURL
+from rejoinder.adapters.file_listing import listed
 from rejoinder.adapters.file_objects import Place, Reading, Writing
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+LISTED_AT_ONCE = 1000
+"""Objects that one trip to a thread lists."""
 
 
 class FileStore:
@@ -61,6 +67,20 @@ class FileStore:
     async def exists(self, key: str) -> bool:
         """See `rejoinder.adapters.driver.BlobStore.exists`."""
         return await _thread(self._place(key).stands)
+
+    async def remove(self, key: str) -> None:
+        """See `rejoinder.adapters.driver.BlobStore.remove`."""
+        await _thread(self._place(key).remove)
+
+    async def list(self) -> AsyncGenerator[Listed, None]:
+        """See `rejoinder.adapters.driver.BlobStore.list`."""
+        found = listed(self._root)
+        try:
+            while some := await _thread(lambda: tuple(islice(found, LISTED_AT_ONCE))):
+                for one in some:
+                    yield one
+        finally:
+            await _thread(found.close)
 
     def _place(self, key: str) -> Place:
         return Place(self.location(key), self._root, key)

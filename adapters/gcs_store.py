@@ -7,19 +7,20 @@ without any. An object shorter than `PART` is written by one call, a longer one 
 nobody can see or list; both with `ifGenerationMatch=0`. A session that a killed process leaves ends by itself.
 
 Reading needs `storage.objects.get`, and `storage.objects.list`, without which the service says of a missing object that
-it is forbidden. Putting needs `storage.objects.create` alone.
+it is forbidden. Putting needs `storage.objects.create` alone, removing `storage.objects.delete`, and listing
+`storage.objects.list`.
 """
 
 import asyncio
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
 from rejoinder.adapters import blobs
-from rejoinder.adapters.driver import Blob
+from rejoinder.adapters.driver import Blob, Listed
 from rejoinder.adapters.errors import BadURL, NotFound
 from rejoinder.adapters.gcs_wire import Download, Stands, Upload, Wire
 
@@ -32,6 +33,9 @@ OPTIONS: Mapping[str, str] = {
 PART: Final = 8 << 20
 """Bytes, a multiple of 256 KiB. Parts of a session follow each other: smaller ones would be more round trips."""
 THREADS: Final = 16
+PAGE: Final = 1000
+"""Objects in one answer to a listing: the service gives no more."""
+LIST: Final = "storage.objects.list"
 READ: Final = "storage.objects.get (and storage.objects.list, without which a missing object is forbidden)"
 CREATE: Final = "storage.objects.create"
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
@@ -74,12 +78,35 @@ class GCSStore:
         try:
             await self._thread(self._wire.describe, READ, location, name)
         except NotFound:
-            # Of a missing object, or of a missing bucket. Who hears it may list.
-            if not self._bucket_seen:
-                await self._thread(self._wire.list_one, "storage.objects.list", self.url)
-                self._bucket_seen = True
+            await self._see_bucket()  # who hears of a missing object may list
             return False
         return True
+
+    async def _see_bucket(self) -> None:
+        """Tell a missing object from a missing bucket. Raises NotFound where it is the bucket."""
+        if not self._bucket_seen:
+            await self._thread(partial(self._wire.page, LIST, self.url, "", None, size=1))
+            self._bucket_seen = True
+
+    async def remove(self, key: str) -> None:
+        """See `rejoinder.adapters.driver.BlobStore.remove`."""
+        name, location = blobs.check_key(key, self._prefix), self.location(key)
+        try:
+            await self._thread(self._wire.delete, "storage.objects.delete", location, name)
+        except NotFound:
+            await self._see_bucket()
+
+    async def list(self) -> AsyncGenerator[Listed, None]:
+        """See `rejoinder.adapters.driver.BlobStore.list`."""
+        prefix = f"{self._prefix}/" if self._prefix else ""
+        token: str | None = None
+        while True:
+            found, token = await self._thread(partial(self._wire.page, LIST, self.url, prefix, token, size=PAGE))
+            for name, modified in found:
+                if (key := blobs.key_of(name, self._prefix)) is not None:
+                    yield Listed(key, modified)
+            if token is None:
+                return
 
     async def put(self, key: str, chunks: AsyncIterable[bytes], content_type: str) -> bool:
         """See `rejoinder.adapters.driver.BlobStore.put`."""

@@ -10,6 +10,7 @@ import os
 import uuid
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -81,9 +82,27 @@ class Wire:
         with mapped(permission, location):
             return response.json()
 
-    def list_one(self, permission: str, location: str) -> None:
-        """Ask for one of the bucket's objects, whatever it is. Raises NotFound where there is no such bucket."""
-        self.call(permission, location, "GET", self.objects, params={"maxResults": "1"})
+    def delete(self, permission: str, location: str, name: str) -> None:
+        """Delete an object. Raises as `BlobStore.remove`, and NotFound for one that is not there."""
+        self.call(permission, location, "DELETE", f"{self.objects}/{quote(name, safe='')}")
+
+    def page(
+        self, permission: str, location: str, prefix: str, token: str | None, *, size: int
+    ) -> tuple[list[tuple[str, float]], str | None]:
+        """List objects whose names begin with `prefix`, and when each was written; a page may be empty.
+
+        Returns the page, and the token of the next one, None at the end. Raises as `BlobStore.list`.
+        """
+        params = {"prefix": prefix, "maxResults": str(size), "fields": "items(name,updated),nextPageToken"}
+        if token is not None:
+            params["pageToken"] = token
+        response = self.call(permission, location, "GET", self.objects, params=params)
+        with mapped(permission, location):
+            page = response.json()
+            found = [
+                (str(one["name"]), datetime.fromisoformat(one["updated"]).timestamp()) for one in page.get("items", ())
+            ]
+            return found, page.get("nextPageToken")
 
     def close(self) -> None:
         """End all connections."""

@@ -5,16 +5,17 @@ process. The queues of `memory://` are another matter: a store and a queue of on
 """
 
 import threading
+import time
 from collections import defaultdict
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 
 from rejoinder.adapters import blobs
-from rejoinder.adapters.driver import Blob
+from rejoinder.adapters.driver import Blob, Listed
 from rejoinder.adapters.errors import BadURL, NotFound
 
 _lock = threading.Lock()
-_stores: defaultdict[str, dict[str, tuple[bytes, str]]] = defaultdict(dict)
+_stores: defaultdict[str, dict[str, tuple[bytes, str, float]]] = defaultdict(dict)
 
 
 class MemoryStore:
@@ -37,7 +38,7 @@ class MemoryStore:
         found = self._objects.get(blobs.check_key(key, self._prefix))
         if found is None:
             raise NotFound(f"there is no {self.location(key)}")
-        content, content_type = found
+        content, content_type, _ = found
         yield Blob(len(content), content_type, _pieces(content))
 
     async def put(self, key: str, chunks: AsyncIterable[bytes], content_type: str) -> bool:
@@ -47,11 +48,24 @@ class MemoryStore:
             return False
         content = b"".join([chunk async for chunk in chunks])
         with _lock:
-            return self._objects.setdefault(name, stored := (content, content_type)) is stored
+            return self._objects.setdefault(name, stored := (content, content_type, time.time())) is stored
 
     async def exists(self, key: str) -> bool:
         """See `rejoinder.adapters.driver.BlobStore.exists`."""
         return blobs.check_key(key, self._prefix) in self._objects
+
+    async def remove(self, key: str) -> None:
+        """See `rejoinder.adapters.driver.BlobStore.remove`."""
+        with _lock:
+            self._objects.pop(blobs.check_key(key, self._prefix), None)
+
+    async def list(self) -> AsyncGenerator[Listed, None]:
+        """See `rejoinder.adapters.driver.BlobStore.list`."""
+        with _lock:
+            objects = [(name, modified) for name, (_, _, modified) in self._objects.items()]
+        for name, modified in objects:
+            if (key := blobs.key_of(name, self._prefix)) is not None:
+                yield Listed(key, modified)
 
 
 async def _pieces(content: bytes) -> AsyncIterator[bytes]:

@@ -9,12 +9,12 @@ one that nobody does.
 
 Reading needs `s3:GetObject`, and `s3:ListBucket` on the bucket, without which S3 says of a missing object that it is
 forbidden. Putting needs `s3:PutObject` and `s3:AbortMultipartUpload`, and on the bucket
-`s3:ListBucketMultipartUploads`.
+`s3:ListBucketMultipartUploads`. Removing needs `s3:DeleteObject`, listing `s3:ListBucket` on the bucket.
 """
 
 import asyncio
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -24,7 +24,7 @@ from botocore.exceptions import ClientError
 
 from rejoinder.adapters import aws_errors, blobs
 from rejoinder.adapters.aws import POOL, Traffic, Vendor
-from rejoinder.adapters.driver import Blob
+from rejoinder.adapters.driver import Blob, Listed
 from rejoinder.adapters.errors import AdapterError, BadURL, NotFound, Transient
 from rejoinder.adapters.s3_upload import PART, PUT, Clients, Target, Upload, checksum, unless_there
 
@@ -40,6 +40,8 @@ READING: Final = Traffic(64, 30.0)
 WRITING: Final = Traffic(POOL, 60.0)
 """Each is an object or a part of up to 8 MiB: within the minute also at 1 Mbit/s."""
 ASKING: Final = Traffic(POOL, 10.0)
+PAGE: Final = 1000
+"""Objects in one answer to a listing: S3 gives no more."""
 READ: Final = "s3:GetObject (and s3:ListBucket, without which a missing object is forbidden)"
 
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
@@ -105,6 +107,26 @@ class S3Store:
             return await asking.run(READ, target.location, partial(_first_byte, named=target.named))
         return True
 
+    async def remove(self, key: str) -> None:
+        """See `rejoinder.adapters.driver.BlobStore.remove`."""
+        target = Target(self._bucket, blobs.check_key(key, self._prefix), self.location(key))
+        await self._clients.asking.run("s3:DeleteObject", target.location, lambda s3: s3.delete_object(**target.named))
+
+    async def list(self) -> AsyncGenerator[Listed, None]:
+        """See `rejoinder.adapters.driver.BlobStore.list`."""
+        asked: Any = {"Bucket": self._bucket, "MaxKeys": PAGE}
+        if self._prefix:
+            asked["Prefix"] = f"{self._prefix}/"
+        while True:
+            # The SDK asks for percent-encoded keys and decodes them: XML has no way to write some characters.
+            page = await self._clients.asking.run("s3:ListBucket", self.url, partial(_list_objects, asked=asked))
+            for one in page.get("Contents", ()):
+                if (key := blobs.key_of(one["Key"], self._prefix)) is not None:
+                    yield Listed(key, one["LastModified"].timestamp())
+            if not page.get("IsTruncated"):
+                return
+            asked["ContinuationToken"] = page["NextContinuationToken"]
+
     async def put(self, key: str, chunks: AsyncIterable[bytes], content_type: str) -> bool:
         """See `rejoinder.adapters.driver.BlobStore.put`. `TooLarge` above `s3_upload.PARTS` parts, 78 GiB."""
         target = Target(self._bucket, blobs.check_key(key, self._prefix), self.location(key))
@@ -124,7 +146,7 @@ class S3Store:
         return written
 
     async def _put(
-        self, target: Target, chunks: AsyncIterable[bytes], new: dict[str, Any], listing: Awaitable[list[str]]
+        self, target: Target, chunks: AsyncIterable[bytes], new: dict[str, Any], listing: Awaitable[Sequence[str]]
     ) -> bool:
         try:
             async with aclosing(blobs.pieces(chunks, PART)) as pieces, Upload(self._clients, target) as upload:
@@ -149,7 +171,7 @@ class S3Store:
             lambda s3: unless_there(s3.put_object(**new, **checksum(s3, body), Body=body, IfNoneMatch="*")),
         )
 
-    async def _left(self, target: Target) -> list[str]:
+    async def _left(self, target: Target) -> Sequence[str]:
         """List the uploads of this key that nobody has completed or aborted."""
         asked: Any = {"Bucket": self._bucket, "Prefix": target.name, "EncodingType": "url"}
         found: list[str] = []
@@ -181,6 +203,10 @@ async def _first_byte(s3: "S3Client", named: dict[str, Any]) -> bool:
 
 async def _list_uploads(s3: "S3Client", asked: Any) -> Any:
     return await s3.list_multipart_uploads(**asked)
+
+
+async def _list_objects(s3: "S3Client", asked: Any) -> Any:
+    return await s3.list_objects_v2(**asked)
 
 
 def parse(url: str) -> tuple[str, str, dict[str, str]]:

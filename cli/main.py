@@ -17,6 +17,7 @@ COMMANDS = {
     "worker": ("rejoinder.cli.worker:worker", "Pull requests, run the model, publish responses."),
     "publish": ("rejoinder.cli.publish:publish", "Send JSON lines of requests; print their message ids."),
     "consume": ("rejoinder.cli.consume:consume", "Receive responses; print them as JSON lines."),
+    "cancel": ("rejoinder.cli.cancel:cancel", "Ask the workers to end requests: answered 499, not run further."),
     "join": ("rejoinder.cli.join:join", "Put each response to its request, by the metadata it carries."),
     "doctor": (
         "rejoinder.cli.doctor:doctor",

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -17,6 +18,18 @@ Read = TypeVar("Read")
 Events = Callable[[bytes], Sequence[ParsedRequest | WireError | None] | None]
 """The requests that a message without an envelope is, or what is wrong with them, or None for one that is ignored; None
 for the whole if it is something else."""
+
+
+Stops = Callable[[Message, Job], AbstractContextManager[object]]
+"""Whose block, in which a request is read or run, the request's sender may end: it raises Cancelled then."""
+
+
+def never_stops(_message: Message, _job: Job) -> AbstractContextManager[object]:
+    """Of a worker to which nobody can say that a request is not wanted any more."""
+    return _UNSTOPPED
+
+
+_UNSTOPPED = nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +56,17 @@ class Acceptor:
         subscription: The subscription's name: half of what names an answer.
         inputs: Reads objects.
         events: Reads messages without an envelope.
+        stops: What may end the reading of an input.
     """
 
-    def __init__(self, handler: Handler, *, subscription: str, inputs: Inputs, events: Events) -> None:
+    def __init__(
+        self, handler: Handler, *, subscription: str, inputs: Inputs, events: Events, stops: Stops = never_stops
+    ) -> None:
         self._handler = handler
         self._subscription = subscription
         self._inputs = inputs
         self._events = events
+        self._stops = stops
 
     @property
     def held_bytes(self) -> int:
@@ -67,7 +84,7 @@ class Acceptor:
             return await self._pointed(message, message.stored_at, latest)
         accepted = await self._handler.accept(message)
         if isinstance(accepted, Job):
-            return accepted if accepted.input_location is None else await self._filled(accepted, latest)
+            return accepted if accepted.input_location is None else await self._filled(message, accepted, latest)
         return self._event(message, accepted)
 
     async def accept_part(self, message: Message, part: Part, latest: float) -> Job | Answered:
@@ -76,7 +93,7 @@ class Acceptor:
             error = BadRequest(str(part.request), param=part.request.param)
             return Answered(refusal(error, None, part.name), None)
         job = self._handler.job(message, part.request, part.name)
-        return await self._filled(job, latest) if isinstance(job, Job) else Answered(job, None)
+        return await self._filled(message, job, latest) if isinstance(job, Job) else Answered(job, None)
 
     def _event(self, message: Message, refused: Answer) -> Several | Answered:
         """What a refused message is after all, if it is an event: it has no metadata then."""
@@ -102,7 +119,7 @@ class Acceptor:
             elif asked.input_location is None:
                 accepted = replace(asked, share=share)
             else:
-                accepted = await self._filled(replace(asked, share=share), latest)
+                accepted = await self._filled(message, replace(asked, share=share), latest)
         except RequestError as exc:
             accepted = Answered(refusal(exc, None, name), None)
         finally:
@@ -110,13 +127,14 @@ class Acceptor:
                 share.free()
         return accepted
 
-    async def _filled(self, job: Job, latest: float) -> Job | Answered:
+    async def _filled(self, message: Message, job: Job, latest: float) -> Job | Answered:
         """The same job, with the body that its input is."""
         share = job.share or self._inputs.room.share()
         filled: Job | None = None
         try:
-            reading = self._inputs.body(job.input_location or "", job.options.content_type, share)
-            filled = replace(job, body=await _read(reading, latest, job.response_id), share=share)
+            with self._stops(message, job):
+                reading = self._inputs.body(job.input_location or "", job.options.content_type, share)
+                filled = replace(job, body=await _read(reading, latest, job.response_id), share=share)
         except RequestError as exc:
             return Answered(refusal(exc, job.metadata, job.response_id), job)
         finally:

@@ -13,7 +13,8 @@ from typing import Any
 import structlog
 
 from rejoinder.adapters import AdapterError, Message, Subscription
-from rejoinder.worker.accepting import Acceptor
+from rejoinder.worker.accepting import Acceptor, never_stops
+from rejoinder.worker.cancels import Cancels
 from rejoinder.worker.errors import EngineGone
 from rejoinder.worker.handler import Answer, Handler
 from rejoinder.worker.held import Counts, Held, Stage
@@ -63,6 +64,7 @@ class Consumer:
         streams: Publishes what comes before a stream's answer.
         outputs: Stores answers; None: there is no store.
         notices: Tells of answers; None: to nobody.
+        cancels: Ends what its sender has marked; None: nobody can.
     """
 
     def __init__(
@@ -79,13 +81,21 @@ class Consumer:
         streams: Streams,
         outputs: Outputs | None = None,
         notices: Notices | None = None,
+        cancels: Cancels | None = None,
     ) -> None:
         self._subscription = subscription
         self._slots = slots
         self._prefetch = prefetch
         self._max_hold = min(max_hold, HOLD_SHARE * subscription.max_hold_seconds)
         self._runner = Runner(
-            handler, acceptor, slots, policy, outputs=outputs, streams=streams, max_hold=self._max_hold
+            handler,
+            acceptor,
+            slots,
+            policy,
+            outputs=outputs,
+            streams=streams,
+            max_hold=self._max_hold,
+            stops=never_stops if cancels is None else cancels.stop,
         )
         # What waits for its answer to be published is held longer than what waits to be run: a third more.
         self._keeper = LeaseKeeper(subscription, max_hold * 4 / 3)
@@ -112,6 +122,7 @@ class Consumer:
             done=self._forget,
             failed=self._not_settled,
             notices=notices,
+            cancels=cancels,
         )
 
     @property

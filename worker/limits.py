@@ -7,6 +7,7 @@ request; and nearly all of them end in time.
 import asyncio
 import math
 from types import TracebackType
+from typing import Protocol
 
 
 class Limits:
@@ -47,12 +48,22 @@ class Limits:
         self._set(min((limit.when for limit in self._running if not limit.expired), default=math.inf))
 
 
+class Watch(Protocol):
+    """Who ends limits, as `Limits` does when their time has come."""
+
+    def add(self, limit: "Limit", /) -> None:
+        """A limit's block is entered."""
+
+    def discard(self, limit: "Limit", /) -> None:
+        """It is left."""
+
+
 class Limit:
     """The limit of one call: as `asyncio.timeout_at`, which it follows in telling its own cancellation from others'."""
 
     __slots__ = ("_cancelling", "_limits", "_task", "expired", "when")
 
-    def __init__(self, limits: Limits, when: float) -> None:
+    def __init__(self, limits: Watch, when: float) -> None:
         self._limits = limits
         self.when = when
         self.expired = False

@@ -1,20 +1,11 @@
 """What the objects of one answer are called: the same on every delivery, and never the name of another answer's."""
 
-import hashlib
-import re
-
+from rejoinder.adapters.blobs import object_name
 from rejoinder.schemas.envelope import Options
 from rejoinder.worker.errors import BadRequest
 
-# What every store, file system and shell takes as it is. Names that begin with a dot are hidden, or lead elsewhere.
-_SAFE = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,64}")
 _FOLDER = ".d"
 _RESULT = ".out"
-
-
-def object_name(response_id: str) -> str:
-    """`response_id` as a part of a key: unchanged where it can be, else its SHA-256 in hexadecimal."""
-    return response_id if _SAFE.fullmatch(response_id) else hashlib.sha256(response_id.encode()).hexdigest()
 
 
 def record_key(response_id: str) -> str:

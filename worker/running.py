@@ -4,8 +4,8 @@ import asyncio
 import time
 from dataclasses import replace
 
-from rejoinder.worker.accepting import Acceptor, Part
-from rejoinder.worker.errors import TimedOut
+from rejoinder.worker.accepting import Acceptor, Part, Stops, never_stops
+from rejoinder.worker.errors import Cancelled, TimedOut
 from rejoinder.worker.handler import Answer, Answered, Handler, Job, exhausted, refusal
 from rejoinder.worker.held import Held, Stage
 from rejoinder.worker.inputs import Lines
@@ -30,6 +30,7 @@ class Runner:
         outputs: Stores answers; None: there is no store.
         streams: Publishes what comes before a stream's answer.
         max_hold: Seconds from receipt after which a message is answered 504.
+        stops: What may end a request before it has an answer.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Runner:
         outputs: Outputs | None,
         streams: Streams,
         max_hold: float,
+        stops: Stops = never_stops,
     ) -> None:
         self._handler = handler
         self._acceptor = acceptor
@@ -50,6 +52,7 @@ class Runner:
         self._outputs = outputs
         self._streams = streams
         self._max_hold = max_hold
+        self._stops = stops
         self._clock = asyncio.get_running_loop().time
         self.pace = Pace()
         self.waits = Waits(self._clock())
@@ -103,6 +106,13 @@ class Runner:
                 accepted.share.free()
 
     async def _run(self, held: Held, job: Job, latest: float) -> Answer:
+        try:
+            with self._stops(held.message, job):
+                return await self._result(held, job, latest)
+        except Cancelled as exc:
+            return refusal(exc, job.metadata, job.response_id)
+
+    async def _result(self, held: Held, job: Job, latest: float) -> Answer:
         message = held.message
         if job.options.stream:
             held.stream = self._streams.open(message, job, held.lease, lambda: not held.abandoned)

@@ -13,7 +13,8 @@ from typing import TypeVar
 import structlog
 
 from rejoinder.adapters import AdapterError, Backlog, Subscription, Topic, Transient, open_subscription, open_topic
-from rejoinder.worker.accepting import Acceptor
+from rejoinder.worker.accepting import Acceptor, never_stops
+from rejoinder.worker.cancels import Cancels
 from rejoinder.worker.consumer import Consumer
 from rejoinder.worker.engines.factory import create_engine
 from rejoinder.worker.engines.protocol import Engine, EngineStats
@@ -154,7 +155,8 @@ async def _opened(settings: Settings, stack: contextlib.AsyncExitStack, stop: as
         if stop.is_set():
             return None
         urls = [settings.requests, settings.responses, settings.success_topic, settings.error_topic]
-        urls += [settings.blobs, settings.output_path, settings.failure_path, settings.ledger, *settings.allow_input]
+        urls += [settings.blobs, settings.output_path, settings.failure_path, settings.ledger, settings.cancels]
+        urls += settings.allow_input
         named = " or ".join(url for url in urls if url is not None)
         raise Transient(f"{named} did not answer in {START_SECONDS:g} s") from exc
 
@@ -196,11 +198,16 @@ async def _work(settings: Settings, engine: Engine, ends: _Ends, signals: StopSi
     )
     inputs = Inputs(ends.stores, settings.max_input_bytes)
     replier = Replier(topic, subscription.name)
+    cancels = None if ends.stores.cancels is None else Cancels(ends.stores.cancels)
     consumer = Consumer(
         subscription,
         handler,
         Acceptor(
-            handler, subscription=subscription.name, inputs=inputs, events=events_of(settings, ends.stores.is_own)
+            handler,
+            subscription=subscription.name,
+            inputs=inputs,
+            events=events_of(settings, ends.stores.is_own),
+            stops=never_stops if cancels is None else cancels.stop,
         ),
         replier,
         Slots(engine),
@@ -220,10 +227,12 @@ async def _work(settings: Settings, engine: Engine, ends: _Ends, signals: StopSi
         ),
         outputs=_outputs(settings, ends),
         notices=_notices(settings, ends),
+        cancels=cancels,
     )
     receiving = asyncio.create_task(consumer.run())
     others = [asyncio.create_task(signals.stop.wait()), asyncio.create_task(engine.wait_gone())]
     reporting = asyncio.create_task(_report(consumer, engine))
+    looking = [asyncio.create_task(cancels.run())] if cancels is not None else []
     try:
         await asyncio.wait({receiving, *others}, return_when=asyncio.FIRST_COMPLETED)
         gone = others[1].done()
@@ -233,6 +242,10 @@ async def _work(settings: Settings, engine: Engine, ends: _Ends, signals: StopSi
         consumer.stop_receiving()
         await asyncio.wait({receiving})
         await consumer.drain(settings.grace_seconds, signals.hurry)
+        for task in looking:  # only now: what runs out its grace can be cancelled too
+            task.cancel()
+        if cancels is not None:
+            await cancels.close()
         log.info("drained", **vars_of(consumer), engine_waited_seconds=round(consumer.engine_waited_seconds, 2))
     receiving.result()
     if gone:

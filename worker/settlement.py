@@ -22,6 +22,7 @@ from rejoinder.adapters import (
 )
 from rejoinder.worker.attempts import Attempts
 from rejoinder.worker.batcher import Batcher, Gatherer
+from rejoinder.worker.cancels import Cancels
 from rejoinder.worker.handler import Answer, Answered
 from rejoinder.worker.held import Counts, Held
 from rejoinder.worker.lease import LeaseKeeper
@@ -60,6 +61,7 @@ class Settlement:
         done: Called once with each message that was given to `settle`, when nothing is left to do for it.
         failed: Called in place of it where a broker refuses for good, or we are at fault: the message is still held.
         notices: Tells of answers; None: to nobody.
+        cancels: Whose marks are removed; None: there are none.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Settlement:
         done: Callable[[Held], None],
         failed: Callable[[Held, Exception], Awaitable[None]],
         notices: Notices | None = None,
+        cancels: Cancels | None = None,
     ) -> None:
         self._subscription = subscription
         self._replier = replier
@@ -84,6 +87,7 @@ class Settlement:
         self._done = done
         self._failed = failed
         self._notices = notices
+        self._cancels = cancels
         self._attempts = Attempts()
         self._answered: Gatherer[_Settling] = Gatherer(self._publish)
         self._published: Gatherer[_Settling] = Gatherer(self._ack)
@@ -232,6 +236,8 @@ class Settlement:
     def _settled(self, one: _Settling) -> None:
         """It is settled for good."""
         self._turns.passed(one.held)
+        if self._cancels is not None:
+            self._cancels.settled(one.held.message, (Answered(one.answer, one.held.job), *one.answer.also))
         self._tell(one)
 
     def _tell(self, one: _Settling) -> None:

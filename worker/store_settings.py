@@ -5,7 +5,7 @@ from typing import Any
 from rejoinder.adapters.urls import STORES
 from rejoinder.schemas.s3_events import check_template
 
-_STORES = ("blobs", "output_path", "failure_path", "ledger")
+_STORES = ("blobs", "output_path", "failure_path", "ledger", "cancels")
 _NEEDS: dict[str, tuple[str, ...]] = {
     "max_inline_bytes": ("blobs", "output_path"),
     "max_input_bytes": ("blobs", "allow_input"),

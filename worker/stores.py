@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from rejoinder.adapters import open_blobs
+from rejoinder.adapters.blobs import below
+from rejoinder.adapters.cancel_marks import marks_url
 from rejoinder.adapters.driver import BlobStore
 from rejoinder.worker.errors import Forbidden
 from rejoinder.worker.settings import Settings
@@ -25,6 +27,8 @@ class Stores:
     """Of responses that go as the Extended Client's pointers."""
     inputs: tuple[BlobStore, ...] = ()
     """What inputs may be read from."""
+    cancels: BlobStore | None = None
+    """The cancel marks. Not among what must be there: requests are answered without it."""
 
     @property
     def written(self) -> tuple[BlobStore, ...]:
@@ -43,7 +47,8 @@ class Stores:
 
     def is_own(self, location: str) -> bool:
         """Whether an object is one that the worker writes: nothing nearer to it is what inputs are read from."""
-        written = _nearest(location, self.written)
+        marks = () if self.cancels is None else (self.cancels,)
+        written = _nearest(location, (*self.written, *marks))
         return written > 0 and written >= _nearest(location, self.inputs)
 
     def resolve(self, location: str, param: str | None) -> tuple[BlobStore, str]:
@@ -82,12 +87,6 @@ def _no_way_out(key: str) -> None:
         raise ValueError("decoded, a part of its path is '.' or '..'")
 
 
-def below(url: str, part: str) -> str:
-    """The URL of what stands below a store's: its options stay."""
-    base, mark, options = url.partition("?")
-    return f"{base.removesuffix('/')}/{part}{mark}{options}"
-
-
 @asynccontextmanager
 async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
     """Open what the settings name, each URL once, and close it on exit.
@@ -116,4 +115,5 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
             ledger=await at(settings.ledger),
             responses=await at(None, "responses") if settings.extended_client else None,
             inputs=tuple(store for store in inputs if store is not None),
+            cancels=await at(marks_url(settings.requests, settings.cancels, blobs)),
         )

@@ -14,6 +14,7 @@ import uuid
 from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from urllib.parse import unquote
 
 import pytest
@@ -29,6 +30,7 @@ class Object:
     content_type: str
     generation: int
     kms_key: str | None
+    updated: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z")
 
 
 @dataclass
@@ -104,8 +106,27 @@ class GCSService:
                 return await self._begin(request, bucket)
             return await self._continue(request)
         if not name:
-            return web.json_response({"kind": "storage#objects"})
+            return self._list(request, bucket)
+        if request.method == "DELETE":
+            return self._delete(bucket, unquote(name.removeprefix("/")))
         return await self._read(request, bucket, unquote(name.removeprefix("/")))
+
+    def _list(self, request: web.Request, bucket: str) -> web.Response:
+        """A page of the names after the token's, in their order; never more than 1,000, whatever is asked for."""
+        size, after = min(int(request.query.get("maxResults", "1000")), 1000), request.query.get("pageToken", "")
+        prefix = request.query.get("prefix", "")
+        names = sorted(name for name in self.buckets[bucket] if name.startswith(prefix) and name > after)
+        page: dict = {"kind": "storage#objects"}
+        if names:  # an empty page has no field of this name
+            page["items"] = [self._described(name, self.buckets[bucket][name]) for name in names[:size]]
+        if len(names) > size:
+            page["nextPageToken"] = names[size - 1]
+        return web.json_response(page)
+
+    def _delete(self, bucket: str, name: str) -> web.Response:
+        if self.buckets[bucket].pop(name, None) is None:
+            raise Refusal(404, f"No such object: {bucket}/{name}")
+        return web.Response(status=204)
 
     async def _read(self, request: web.Request, bucket: str, name: str) -> web.StreamResponse:
         found = self.buckets[bucket].get(name)
@@ -178,6 +199,7 @@ class GCSService:
             "name": name,
             "size": str(len(found.content)),
             "generation": str(found.generation),
+            "updated": found.updated,
             "contentType": found.content_type,
             "md5Hash": _md5(found.content),
         }
