@@ -48,7 +48,12 @@ class Received:
 
 
 async def responses(
-    url: str, *, count: int | None = None, idle: float | None = None, blobs: str | None = None
+    url: str,
+    *,
+    count: int | None = None,
+    idle: float | None = None,
+    until: Callable[[], bool] = lambda: False,
+    blobs: str | None = None,
 ) -> AsyncGenerator[Received, None]:
     """Receive responses one by one; asking for the next one settles those before it.
 
@@ -60,6 +65,7 @@ async def responses(
         url: As `rejoinder.adapters.open_subscription` takes it.
         count: End after this many. Default: never.
         idle: End when this many seconds pass without a response. Default: never.
+        until: Asked when the next one is asked for, whether to end; those before it are acked then.
         blobs: The store that responses which are pointers (`Message.stored_at`) may be read from. Default: none is.
 
     Raises:
@@ -68,7 +74,7 @@ async def responses(
     left = count
     async with _opened(url, blobs) as (subscription, body_of):
         source = _Source(subscription, idle)
-        while (left is None or left > 0) and (messages := await source.take(left)):
+        while (left is None or left > 0) and not until() and (messages := await source.take(left)):
             held = messages[::-1]
             handled: list[Message] = []
             leased = time.monotonic()
@@ -81,6 +87,8 @@ async def responses(
                             break
                     yield await _received(held[-1], body_of)
                     handled.append(held.pop())
+                    if until():
+                        break
             finally:
                 await source.ack(handled)
                 await source.let_go(held)

@@ -98,11 +98,12 @@ class Index:
                 request INTEGER PRIMARY KEY, line INTEGER, offset INTEGER, status INTEGER, attempt INTEGER
             );
             CREATE TABLE part (
-                request INTEGER, attempt INTEGER, place INTEGER, line INTEGER, offset INTEGER,
+                request INTEGER, attempt INTEGER, place INTEGER, line INTEGER, offset INTEGER, again INTEGER,
                 PRIMARY KEY (request, attempt, place)
             ) WITHOUT ROWID;
             CREATE TABLE attempt (
-                request INTEGER, number INTEGER, messages INTEGER, most INTEGER, last INTEGER, status INTEGER, whole INTEGER,
+                request INTEGER, number INTEGER,
+                messages INTEGER, most INTEGER, last INTEGER, status INTEGER, whole INTEGER,
                 PRIMARY KEY (request, number)
             ) WITHOUT ROWID;
             CREATE TABLE problem (kind TEXT, line INTEGER, text TEXT, not_joined INTEGER);
@@ -136,13 +137,15 @@ class Index:
 
     def part_at(self, request: int, attempt: int, place: int) -> Part | None:
         """The message of an attempt that has this place."""
-        query = "SELECT * FROM part WHERE request = ? AND attempt = ? AND place = ?"
+        query = "SELECT request, attempt, place, line, offset FROM part WHERE request = ? AND attempt = ? AND place = ?"
         found = self._db.execute(query, (request, attempt, place)).fetchone()
         return None if found is None else Part(*found)
 
     def parts(self, request: int, attempt: int) -> Iterator[Part]:
         """The messages of an attempt, in their order."""
-        query = "SELECT * FROM part WHERE request = ? AND attempt = ? ORDER BY place"
+        query = (
+            "SELECT request, attempt, place, line, offset FROM part WHERE request = ? AND attempt = ? ORDER BY place"
+        )
         return map(Part._make, self._db.execute(query, (request, attempt)))
 
     def progress_of(self, request: int, attempt: int) -> Progress | None:
@@ -153,14 +156,31 @@ class Index:
 
     def add_part(self, part: Part, progress: Progress) -> None:
         """Note a message whose place is free, and with it what there is of its attempt."""
-        self._db.execute("INSERT INTO part VALUES (?, ?, ?, ?, ?)", part)
+        self._db.execute("INSERT INTO part VALUES (?, ?, ?, ?, ?, 0)", part)
         row = (part.request, part.attempt, *progress)
         self._db.execute("INSERT OR REPLACE INTO attempt VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
-    def drop_parts(self, request: int, attempt: int) -> None:
-        """Forget an attempt."""
-        self._db.execute("DELETE FROM part WHERE request = ? AND attempt = ?", (request, attempt))
-        self._db.execute("DELETE FROM attempt WHERE request = ? AND number = ?", (request, attempt))
+    def mark_again(self, part: Part) -> None:
+        """Note that a message came twice."""
+        query = "UPDATE part SET again = 1 WHERE request = ? AND attempt = ? AND place = ?"
+        self._db.execute(query, (part.request, part.attempt, part.place))
+
+    def begin_anew(self, part: Part, progress: Progress, *, done: bool) -> None:
+        """Forget of an attempt what did not come twice, and what cannot be beside `part`, which may be the last one."""
+        own = {"request": part.request, "attempt": part.attempt}
+        past = {"place": part.place, "done": done, "last": progress.last}
+        self._db.execute(
+            "DELETE FROM part WHERE request = :request AND attempt = :attempt"
+            " AND (NOT again OR place = :place OR (:done AND place > :place) OR place IS :last)",
+            own | past,
+        )
+        self._db.execute("UPDATE part SET again = 0 WHERE request = :request AND attempt = :attempt", own)
+        self._db.execute(
+            "UPDATE attempt SET last = NULL, status = NULL, (messages, most) = (SELECT count(*), ifnull(max(place), -1)"
+            " FROM part WHERE request = :request AND attempt = :attempt)"
+            " WHERE request = :request AND number = :attempt",
+            own,
+        )
 
     def newest_attempt(self, request: int) -> tuple[int, Progress] | None:
         """The number of the newest attempt of a request, and what there is of it."""

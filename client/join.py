@@ -160,13 +160,14 @@ class Join:
         if old is not None and _same(_line_at(self._picked, old), line.data):
             text = f"response line {part.line}: the same message as line {old.line}, to request line {part.request}"
             self._note(Kind.DUPLICATE, part.line, text)
+            self._index.mark_again(old)
             return
         if old is not None or self._parts.contradicts(part, done=stream.done):
             text = f"response line {part.line}: attempt {part.attempt} of request line {part.request} has another "
             self._note(Kind.CONFLICTING, part.line, f"{text}message {part.place}, or another last message")
             if self._parts.is_whole(part):
                 return
-            self._index.drop_parts(part.request, part.attempt)
+            self._parts.begin_anew(part, done=stream.done)
         if (whole := self._parts.add(part, answer, done=stream.done)) is not None:
             self._settle(whole)
 

@@ -21,6 +21,12 @@ class Parts:
             return done or part.place > progress.last
         return done and part.place < progress.most
 
+    def begin_anew(self, part: Part, *, done: bool) -> None:
+        """Keep of an attempt only what may also be of the run that `part` is of: what came twice."""
+        progress = self._index.progress_of(part.request, part.attempt)
+        if progress is not None:
+            self._index.begin_anew(part, progress, done=done)
+
     def is_whole(self, part: Part) -> bool:
         """Whether the attempt of `part` has been taken as an answer."""
         progress = self._index.progress_of(part.request, part.attempt)

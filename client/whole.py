@@ -5,10 +5,12 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from pydantic import ValidationError
+
 from rejoinder.client.keys import Malformed, read_json
 from rejoinder.schemas.assembly import assemble, chunks_of
 from rejoinder.schemas.envelope import Stream
-from rejoinder.schemas.problems import check
+from rejoinder.schemas.problems import first_problem
 from rejoinder.schemas.wire import write_json
 
 MOST = (1 << 63) - 1
@@ -25,9 +27,15 @@ def stream_of(response: dict[str, Any]) -> Stream | None:
     Raises:
         ValueError: it has a `stream` that is none, or a body that is not what it says.
     """
-    if response.get("stream") is None:
+    values = response.get("stream")
+    if values is None:
         return None
-    stream = check(Stream, response["stream"])
+    if not isinstance(values, dict):
+        raise Malformed("stream is not a JSON object")
+    try:
+        stream = Stream.model_validate(values)
+    except ValidationError as exc:
+        raise Malformed(first_problem(exc, Stream, values, "stream")[0]) from exc
     if stream.index > MOST or stream.attempt > MOST:
         raise Malformed("stream.index or stream.attempt is past all bounds")
     if response["status_code"] < 400 or not stream.done:  # an error is no chunk

@@ -1,8 +1,8 @@
 """From the chunks of a whole stream to the one body that the request would have got without one.
 
-Chunks in OpenAI's shape (`chat.completion.chunk`, `text_completion`), all of one completion, become that completion: its
-texts, tool calls and log-probabilities in one piece each, the last usage and the last finish reason. How many tokens
-stood in each chunk makes no difference. Any other chunks become the list of them.
+Chunks in OpenAI's shape (`chat.completion.chunk`, `text_completion`), all of one completion, become that completion:
+its texts, tool calls and log-probabilities in one piece each, the last usage and the last finish reason. How many
+tokens stood in each chunk makes no difference. Any other chunks become the list of them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
