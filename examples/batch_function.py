@@ -64,7 +64,7 @@ def quote(orders: list[Order], state: Path) -> list[Quote | Exception]:
         with closing(sqlite3.connect(state, timeout=0)) as database:
             prices = dict(database.execute(query, [orders[0].catalogue, *articles]))
     except sqlite3.OperationalError as exc:
-        raise RetryableError(f"the prices are being replaced: {exc}", delay=0.5) from exc
+        raise RetryableError(f"the prices are being replaced: {exc}", delay=2) from exc
     return [_quote(order, prices) for order in orders]
 
 

@@ -17,53 +17,34 @@ import uuid
 from contextlib import aclosing
 from typing import Any
 
-from rejoinder.client.cancel import cancel
-from rejoinder.client.consume import responses
+from rejoinder.client.cancel import cancel, cancels_of
 from rejoinder.client.publish import Publisher
+from rejoinder.client.streams import Answered, Chunks, Restarted, Streams, streamed
 from rejoinder.schemas.envelope import Response
 
 
-class Transcript:
-    """The text of one stream in its order, whatever the order and the number of times that its messages come."""
-
-    def __init__(self) -> None:
-        self._attempt = self._next = 0
-        self._early: dict[int, Response] = {}
-
-    def take(self, response: Response) -> Response | None:
-        """Print what can be printed now; give the last message, when all before it are printed."""
-        if response.stream is None:
-            return response  # it was refused before it was run
-        if response.stream.attempt > self._attempt:
-            if self._next:
-                print("\n[another attempt, from the beginning]")
-            self._attempt, self._next, self._early = response.stream.attempt, 0, {}
-        if response.stream.attempt == self._attempt:
-            self._early[response.stream.index] = response
-        while message := self._early.pop(self._next, None):
-            self._next += 1
-            print(text_of(message), end="", flush=True)
-            if message.stream and message.stream.done:
-                return message
-        return None
-
-
-def text_of(message: Response) -> str:
-    """What its chunks, in OpenAI's shape, add to the text of the first choice."""
-    if message.stream is None or message.status_code >= 400:
-        return ""
-    chunks: Any = [message.body] if message.stream.chunks == 1 else message.body or []
-    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
-
-
 async def read(url: str, name: str) -> Response:
-    """Print the stream as it comes, and give its last message."""
-    transcript = Transcript()
-    async with aclosing(responses(url)) as incoming:
-        async for received in incoming:
-            if received.attributes.get("response_id") == name and (last := transcript.take(received.read())):
-                return last
-    raise AssertionError("responses end only where a count or an idle time is given")
+    """Print the stream as it comes, and give the answer that it is together."""
+    streams = Streams()
+    answer: Response | None = None
+    while answer is None:
+        # To the end after any answer, so that what was read is acked: it may be one to an earlier chat.
+        async with aclosing(streamed(url, count=1, streams=streams)) as events:
+            async for event in events:
+                if not isinstance(event, Chunks | Restarted | Answered) or event.name.response_id != name:
+                    continue
+                if isinstance(event, Chunks):
+                    print("".join(map(text_of, event.chunks)), end="", flush=True)
+                elif isinstance(event, Restarted):
+                    print("\n[another attempt, from the beginning]")
+                else:
+                    answer = event.response
+    return answer
+
+
+def text_of(chunk: Any) -> str:
+    """What a chunk in OpenAI's shape adds to the answer."""
+    return "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
 
 
 async def chat(arguments: argparse.Namespace) -> int:
@@ -78,7 +59,7 @@ async def chat(arguments: argparse.Namespace) -> int:
     try:
         last = await asyncio.shield(reading)
     except asyncio.CancelledError:  # Ctrl-C
-        await cancel(arguments.requests, [name])
+        await cancel(cancels_of(requests=arguments.requests), [name])
         last = await reading
     print()
     if last.status_code >= 400:

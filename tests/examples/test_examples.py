@@ -65,7 +65,7 @@ def test_a_batch_function(tmp_path) -> None:
                 for n in numbers
             ]
         )
-        process.until_event("retry")
+        process.until_event("request_retried")
         replacing.execute("UPDATE prices SET cents = 3000 WHERE article = 'lamp'")
         replacing.execute("COMMIT")
         replacing.close()
