@@ -1,11 +1,14 @@
 """Engines that do what engines must not do, built in the engine process by the tests of the host."""
 
 import asyncio
+import contextlib
 import contextvars
 import ctypes
 import itertools
 import os
 import signal
+import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -83,6 +86,11 @@ class Misbehaving:
             raise EngineGone(error)
         if self.config.get("load_crash"):
             raise RuntimeError("weights are upside down\nsecond line")
+        if gate := self.config.get("later_loads_wait_for"):
+            first, go = Path(f"{gate}.first"), Path(gate)
+            while first.exists() and not go.exists():
+                time.sleep(0.01)
+            first.touch()
         if once := self.config.get("die_after_first_load"):
             die_if_there(Path(once))
 
@@ -145,6 +153,41 @@ class Misbehaving:
 
     async def was_cancelled(self, _):
         return self.cancelled
+
+    async def waits_the_first_time(self, mark):
+        """Answer in the next process only."""
+        if Path(mark).exists():
+            return os.getpid()
+        Path(mark).touch()
+        return await self.waits(None)
+
+    async def emits_and_waits_the_first_time(self, mark):
+        if not Path(mark).exists():
+            self.request.get().emit("first")
+        return await self.waits_the_first_time(mark)
+
+    async def goes_on(self, name):
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.waits(name)
+
+    async def goes_on_in_a_thread(self, _):
+        thread = asyncio.create_task(asyncio.to_thread(threading.Event().wait))
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(thread)
+
+    async def goes_on_with_a_process(self, mark):
+        Path(mark).write_text(str(subprocess.Popen(["sleep", "600"]).pid))
+        return await self.goes_on(None)
+
+    async def blocks_the_loop(self, mark):
+        Path(mark).touch()
+        time.sleep(600)  # as a function that should not be async does
+
+    async def holds_gil_for_ever(self, mark):
+        Path(mark).touch()
+        ctypes.PyDLL(None).sleep(600)
 
     async def has_emit(self, _):
         return self.request.get().emit is not None

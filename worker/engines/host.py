@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from rejoinder.worker.engines.calls import Interrupted
 from rejoinder.worker.engines.process import ChildProcess
 from rejoinder.worker.engines.protocol import EngineRequest, EngineStats
 from rejoinder.worker.engines.quarantine import Gate, Suspects
@@ -74,6 +75,8 @@ class EngineProcess:
         """The capacity that it started with, and thus has when nothing runs."""
         self._steps = 0
         self._past = EngineStats()
+        self._replacing = False
+        """The process was killed for a cancelled request that went on, and the next one is not there yet."""
         self._deaths = 0
         self._guilty: set[str] = set()
         self._why = "it has not been started"
@@ -130,14 +133,26 @@ class EngineProcess:
     async def generate(self, request: EngineRequest) -> Any:
         """Run one request in the process; see `Engine.generate`.
 
+        Where the process is killed because another request went on after it was cancelled, this one is run again in
+        the next process: it waits at the gate, so that its own time does not run meanwhile.
+
         Raises:
-            Unavailable: there is no living process now, or it died while it ran this request.
+            Unavailable: there is no living process now, or it died while it ran this request, or a stream of which
+                chunks are out was interrupted.
             EngineGone: there will be none any more; the request was not run.
         """
+        while True:
+            try:
+                return await self._run(request)
+            except Interrupted:
+                continue
+
+    async def _run(self, request: EngineRequest) -> Any:
         if self._gone.is_set():
             raise EngineGone(self._why)
         company = self._suspects.company(request, self.size)
-        if self._child is None and (self._ended or not company):  # a suspect has few attempts left: it waits
+        # A suspect has few attempts left: it waits. So do all for a process that is only replaced.
+        if self._child is None and (self._ended or not (company or self._replacing)):
             raise self._unavailable()
         await self._gate.enter(company, request.waits)
         try:
@@ -198,6 +213,7 @@ class EngineProcess:
     async def _outlive(self, child: ChildProcess) -> ChildProcess | None:
         """Wait for the end of a process and start the next one."""
         self._child = child
+        self._replacing = False
         self.size = child.capacity
         self._gate.turn()
         self._why = await child.dead()
@@ -207,6 +223,10 @@ class EngineProcess:
         if child.completed:
             self._deaths = 0
             self._guilty.clear()
+        if child.sacrificed:
+            self._replacing = True
+            log.warning("engine_process_replaced", name=self.name, why=self._why, running=len(child.victims))
+            return await self._restart(at_once=True)
         guilty = self._suspects.died(child.victims)
         if guilty is None:
             self._deaths += 1
@@ -215,11 +235,13 @@ class EngineProcess:
         log.warning("engine_process_died", name=self.name, why=self._why, running=len(child.victims), guilty=guilty)
         return await self._restart()
 
-    async def _restart(self) -> ChildProcess | None:
+    async def _restart(self, *, at_once: bool = False) -> ChildProcess | None:
         """Start a process that lives to be ready; None when it has died too often."""
         while max(self._deaths, len(self._guilty)) < self._settings.max_deaths:
-            delay = self._settings.restart_backoff * 2.0 ** (self._deaths - 1)
-            await asyncio.sleep(min(delay, self._settings.restart_backoff_limit))
+            if not at_once:
+                delay = self._settings.restart_backoff * 2.0 ** (self._deaths - 1)
+                await asyncio.sleep(min(delay, self._settings.restart_backoff_limit))
+            at_once = False
             try:
                 return await self._spawn()
             except EngineGone as exc:

@@ -43,9 +43,11 @@ def _plain(value: Any) -> Any:
         if _ONE.issuperset(map(type, keyed.values())):
             return keyed
         return {key: _plain(item) for key, item in keyed.items()}
-    if kind is list or kind is tuple:
+    if kind is list:
         # In C: a vector of a thousand numbers costs some microseconds.
         return value if _ONE.issuperset(map(type, value)) else [_plain(item) for item in value]
+    if kind is tuple:
+        return [_plain(item) for item in value]
     return _other(value)
 
 
@@ -70,9 +72,16 @@ def _other(value: Any) -> Any:
     if callable(tolist := getattr(value, "tolist", None)):  # numpy's and torch's, of which none is imported here
         return _plain(tolist())
     try:
-        return _plain(to_jsonable_python(value))
+        return _plain(to_jsonable_python(value, fallback=_unknown))
     except (PydanticSerializationError, ValueError) as exc:
         raise _not_json(value) from exc
+
+
+def _unknown(value: Any) -> Any:
+    """What pydantic does not know, inside of what it does."""
+    if callable(tolist := getattr(value, "tolist", None)):
+        return _plain(tolist())
+    raise _not_json(value)
 
 
 def _not_json(value: Any) -> NotGiven:

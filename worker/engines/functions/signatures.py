@@ -19,7 +19,7 @@ Check = Callable[[Any], Any]
 """Takes a body, returns what the function gets. Raises `BadRequest`."""
 _ANYTHING = (inspect.Parameter.empty, Any, object, JsonValue)
 _OBJECTS: tuple[Any, ...] = (
-    *(dict, dict[str, Any], Mapping, Mapping[str, Any]),
+    *(dict, dict[str, Any], dict[str, object], Mapping, Mapping[str, Any], Mapping[str, object]),
     *(typing.Dict, typing.Dict[str, Any], typing.Mapping, typing.Mapping[str, Any]),  # noqa: UP006  # as some still write
 )
 _LISTS = (list, Sequence, tuple)
