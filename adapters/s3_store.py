@@ -125,6 +125,8 @@ class S3Store:
                     yield Listed(key, one["LastModified"].timestamp())
             if not page.get("IsTruncated"):
                 return
+            if page["NextContinuationToken"] == asked.get("ContinuationToken"):
+                raise Transient(f"s3:ListBucket on {self.url}: the service gives the same page again")
             asked["ContinuationToken"] = page["NextContinuationToken"]
 
     async def put(self, key: str, chunks: AsyncIterable[bytes], content_type: str) -> bool:

@@ -13,7 +13,7 @@ from rejoinder.client.cancel import cancels_of
 
 
 def cancel(
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Message ids or inference ids; -: lines of stdin.")],
+    ids: Annotated[list[str], typer.Argument(metavar="ID", help="Message ids or inference ids; -: lines of stdin.")],
     requests: Annotated[
         str | None, typer.Option(help="The workers' --requests: enough for sqlite://.", metavar="URL")
     ] = None,

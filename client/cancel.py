@@ -87,6 +87,3 @@ async def _mark(store: BlobStore, request_id: str, key: str) -> None:
 
 async def _content(request_id: str) -> AsyncIterator[bytes]:
     yield request_id.encode()
-
-
-__all__ = ["BadURL", "cancel", "cancels_of"]

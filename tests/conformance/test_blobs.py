@@ -3,6 +3,7 @@
 import asyncio
 import random
 import sys
+import time
 import tracemalloc
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -73,6 +74,10 @@ async def content_of(store, key: str) -> bytes:
         return content
 
 
+async def keys_of(store) -> list[str]:
+    return sorted([one.key async for one in store.list()])
+
+
 async def nothing_at(bench, key: str) -> bool:
     with pytest.raises(NotFound):
         async with bench.store.read(key):
@@ -113,9 +118,10 @@ async def test_the_longest_key(bench):
 
 @pytest.mark.parametrize("key", NO_KEYS)
 async def test_other_keys_are_refused(bench, key):
-    for call in (lambda: bench.store.exists(key), lambda: bench.store.put(key, stream(b"x"), "text/plain")):
+    calls = [bench.store.exists, bench.store.remove, lambda key: bench.store.put(key, stream(b"x"), "text/plain")]
+    for call in calls:
         with pytest.raises(ValueError, match="not a key"):
-            await call()
+            await call(key)
     with pytest.raises(ValueError, match="not a key"):
         async with bench.store.read(key):
             pass
@@ -273,6 +279,90 @@ async def test_many_at_once(bench):
     await asyncio.gather(*map(one, range(100)))
 
 
+async def test_what_was_put_is_listed_until_it_is_removed(bench):
+    assert await keys_of(bench.store) == []
+    before = time.time()
+    for key in KEYS:
+        assert await bench.store.put(key, stream(key.encode()), "text/plain")
+    listed = [one async for one in bench.store.list()]
+    assert sorted(one.key for one in listed) == sorted(KEYS)
+    for one in listed:
+        # Whole seconds of some stores; and a file system's clock ticks more rarely than ours.
+        assert before - 1.5 <= one.modified <= time.time() + 0.1
+    for number, key in enumerate(KEYS, 1):
+        await bench.store.remove(key)
+        assert not await bench.store.exists(key)
+        assert await keys_of(bench.store) == sorted(KEYS[number:])
+
+
+async def test_removing_what_is_not_there_is_no_error(bench):
+    await bench.store.remove("a/b/c")
+    await bench.store.put("a/b", stream(b"x"), "text/plain")
+    for key in ("a", "a/b c", "b", "a/bb"):
+        await bench.store.remove(key)
+    assert await keys_of(bench.store) == ["a/b"]
+    await bench.store.remove("a/b")
+    await bench.store.remove("a/b")
+    assert await keys_of(bench.store) == []
+
+
+async def test_what_was_removed_may_be_put_again(bench):
+    for content in (b"1", b"2", b"3" * LONG, b"4"):
+        assert await bench.store.put("k", stream(content), "text/plain") is True
+        assert await content_of(bench.store, "k") == content
+        await bench.store.remove("k")
+        assert await nothing_at(bench, "k")
+
+
+async def test_a_listing_is_of_what_is_below_the_prefix(bench):
+    async with open_blobs(bench.url + "/below") as below, open_blobs(bench.url + "/below too") as other:
+        await bench.store.put("below!", stream(b"x"), "text/plain")
+        await below.put("k", stream(b"x"), "text/plain")
+        await other.put("k", stream(b"x"), "text/plain")
+        assert await keys_of(bench.store) == ["below too/k", "below!", "below/k"]
+        assert await keys_of(below) == ["k"]
+        assert await keys_of(other) == ["k"]
+
+
+async def test_what_is_being_written_is_not_listed(bench):
+    taken = asyncio.Event()
+
+    async def endless():
+        async for chunk in stream(b"x" * LONG):
+            yield chunk
+        taken.set()
+        await asyncio.Event().wait()
+
+    putting = asyncio.create_task(bench.store.put("dir/k", endless(), "text/plain"))
+    await taken.wait()
+    assert await keys_of(bench.store) == []
+    putting.cancel()
+    await asyncio.gather(putting, return_exceptions=True)
+
+
+async def test_more_objects_than_one_answer_has(bench, monkeypatch):
+    monkeypatch.setattr("rejoinder.adapters.s3_store.PAGE", 7)
+    monkeypatch.setattr("rejoinder.adapters.gcs_store.PAGE", 7)
+    monkeypatch.setattr("rejoinder.adapters.file_store.LISTED_AT_ONCE", 7)
+    keys = [f"{number % 3}/{number:03} é+%2F" if number % 2 else f"{number:03}" for number in range(50)]
+    await asyncio.gather(*[bench.store.put(key, stream(b"x"), "text/plain") for key in keys])
+    assert await keys_of(bench.store) == sorted(keys)
+    listing = bench.store.list()
+    assert (await anext(listing)).key in keys
+    await listing.aclose()
+    # What is removed as it is listed: nothing else is left out for it.
+    async for one in bench.store.list():
+        await bench.store.remove(one.key)
+    assert await keys_of(bench.store) == []
+
+
+async def test_removals_at_once(bench):
+    keys = [f"k{number}" for number in range(40)]
+    await asyncio.gather(*[bench.store.put(key, stream(b"x"), "text/plain") for key in keys])
+    await asyncio.gather(*[bench.store.remove(key) for key in keys * 2])
+    assert await keys_of(bench.store) == []
+
+
 @needs("has_buckets")
 async def test_a_store_that_is_not_there(bench):
     scheme, _, rest = bench.url.partition("://")
@@ -282,6 +372,8 @@ async def test_a_store_that_is_not_there(bench):
             lambda: store.put("k", stream(b"x"), "text/plain"),
             lambda: store.put("k", stream(b"x" * LONG), "text/plain"),
             lambda: content_of(store, "k"),
+            lambda: store.remove("k"),
+            lambda: keys_of(store),
         ):
             with pytest.raises(NotFound):
                 await call()

@@ -1,19 +1,24 @@
 """A reverse proxy before LocalStack's S3, for what S3 promises and LocalStack does not keep; and for S3's refusals.
 
 LocalStack completes two multipart uploads of one key with `If-None-Match: *` at once, and lets both win. S3 does not:
-here one completion follows the other.
+here one completion follows the other. And its second page of a listing is the first one again, where keys have
+characters that it percent-encodes: here the gate makes the pages.
 """
 
 import asyncio
 import io
 import threading
+from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable, Iterator
+from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import pytest
 from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, web
 from cloud import environment
 from yarl import URL
 
+S3_XML = "{http://s3.amazonaws.com/doc/2006-03-01/}"
 HOP = {"connection", "transfer-encoding", "keep-alive", "date", "server", "content-length"}
 Rule = Callable[[web.Request], tuple[int, str] | None]
 
@@ -75,7 +80,32 @@ class S3Gate:
         if request.method == "POST" and "uploadId" in request.query:
             async with self._completing:
                 return await self._forward(request)
+        if request.query.get("list-type") == "2":
+            return await self._page(request)
         return await self._forward(request)
+
+    async def _page(self, request: web.Request) -> web.Response:
+        """A page of a listing, made of the whole, whose order is right: what follows the token's key, as S3 counts."""
+        asked = dict(request.query)
+        size, token = min(int(asked.pop("max-keys", "1000")), 1000), asked.pop("continuation-token", "")
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP}
+        url = URL(self._upstream + request.rel_url.raw_path, encoded=True).with_query(asked | {"max-keys": "1000000"})
+        async with self._session.get(url, headers=headers) as answer:
+            body = await answer.read()
+            if answer.status != 200:
+                return web.Response(status=answer.status, body=body, content_type="application/xml")
+        found = ElementTree.fromstring(body)
+        objects = found.findall(f"{S3_XML}Contents")
+        keys = [one.findtext(f"{S3_XML}Key", "") for one in objects]
+        after = b64decode(token).decode()
+        start = keys.index(after) + 1 if after in keys else sum(unquote(key) <= unquote(after) for key in keys)
+        for one in (*objects[:start], *objects[start + size :]):
+            found.remove(one)
+        if start + size < len(objects):
+            found.find(f"{S3_XML}IsTruncated").text = "true"
+            last = keys[start + size - 1].encode()
+            ElementTree.SubElement(found, f"{S3_XML}NextContinuationToken").text = b64encode(last).decode()
+        return web.Response(body=ElementTree.tostring(found), content_type="application/xml")
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
         headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP}
