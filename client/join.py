@@ -102,7 +102,7 @@ class Join:
             self._response_lines = line.number
             try:
                 response = _response(line)
-                stream = stream_of(response)
+                stream = stream_of(response, line.data)
             except ValueError as exc:
                 self._note(Kind.MALFORMED, line.number, f"response line {line.number}: {exc}")
                 continue

@@ -11,6 +11,7 @@ from rejoinder.client.keys import Malformed, read_json
 from rejoinder.schemas.assembly import assemble, chunks_of
 from rejoinder.schemas.envelope import Stream
 from rejoinder.schemas.problems import first_problem
+from rejoinder.schemas.reading import MAX_NESTING, too_deep
 from rejoinder.schemas.wire import write_json
 
 MOST = (1 << 63) - 1
@@ -21,8 +22,12 @@ _KEY = re.compile(r'[ \t\n\r{,]*("[^"\\]*(?:\\.[^"\\]*)*")[ \t\n\r]*:[ \t\n\r]*'
 _SCAN = json.JSONDecoder(parse_int=str, parse_float=str).scan_once  # type: ignore[attr-defined]
 
 
-def stream_of(response: dict[str, Any]) -> Stream | None:
+def stream_of(response: dict[str, Any], data: bytes) -> Stream | None:
     """Where a response stands in its stream; None where it is a whole answer.
+
+    Args:
+        response: What `data` is.
+        data: Its JSON.
 
     Raises:
         ValueError: it has a `stream` that is none, or a body that is not what it says.
@@ -38,6 +43,9 @@ def stream_of(response: dict[str, Any]) -> Stream | None:
         raise Malformed(first_problem(exc, Stream, values, "stream")[0]) from exc
     if stream.index > MOST or stream.attempt > MOST:
         raise Malformed("stream.index or stream.attempt is past all bounds")
+    if data.count(b"[") + data.count(b"{") > MAX_NESTING and too_deep(write_json(response.get("body"))):
+        # It was read, but inside the body of the whole response it might be one level too much.
+        raise Malformed(f"a chunk nests deeper than {MAX_NESTING} levels")
     if response["status_code"] < 400 or not stream.done:  # an error is no chunk
         chunks_of(stream, response.get("body"))
     return stream

@@ -288,7 +288,7 @@ class Consumer:
         await self._hand_back([held])
 
     async def _kept(self, held: Held, answer: Answer) -> Answer:
-        """End a stream, store what is to be stored. It holds no slot; a lost lease ends it, and the end of the grace."""
+        """End a stream, store what is to be stored. It holds no slot; a lost lease or the end of the grace ends it."""
         held.stage = Stage.RUNNING
         self._settling += 1
         self._receiver.wake()

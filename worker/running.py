@@ -132,18 +132,19 @@ class Runner:
             except TimeoutError:
                 error = TimedOut(f"held for {self._max_hold:g} s without being started")
                 return refusal(error, job.metadata, job.response_id)
-        now = self._clock()
+        stream, now = held.stream, self._clock()
         self.waits.started(now, _since(held, now))
         try:
             held.stage = Stage.RUNNING
-            stream = held.stream
             answer = await self._handler.run(job, latest, held.waits, None if stream is None else stream.begin)
         finally:
+            if stream is not None:
+                stream.end()
             self._slots.release()
             now = self._clock()
             self.waits.ended(now)
         self.pace.completed(now)
-        return answer if stream is None else stream.ran(answer)
+        return answer if stream is None else stream.checked(answer)
 
     async def kept(self, held: Held, answer: Answer) -> Answer:
         """See a stream to its last message, and store what is to be stored of an answer and of those that go with it.

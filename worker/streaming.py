@@ -207,13 +207,16 @@ class StreamWriter:
         self._items.append(_Item(merged or text, size))
         return size
 
-    def ran(self, answer: Answer) -> Answer:
-        """Take nothing more from the engine; return its answer, or in its place what the stream failed of.
+    def end(self) -> None:
+        """Take nothing more from the engine, and leave it alone: it has answered, or was stopped."""
+        self._ended, self._stop = True, None
+
+    def checked(self, answer: Answer) -> Answer:
+        """The engine's answer, or in its place what the stream failed of.
 
         Raises:
             AdapterError: the response broker refuses for good (permission, topic gone).
         """
-        self._ended, self._stop = True, None
         if isinstance(self._failure, RequestError):
             return in_place_of(answer, self._failure)
         if self._failure is not None:
@@ -223,13 +226,14 @@ class StreamWriter:
     # ------------------------------------------------------------------ after it
 
     async def finish(self, answer: Answer) -> Answer:
-        """Publish what is left; return the answer as the stream's last message. Raises as `ran`."""
+        """Publish what is left; return the answer as the stream's last message. Raises as `checked`."""
+        self.end()
         self._ending = True
         if self._task is not None:
             self._some.set()
             self._now.set()
             await self._task
-        answer = self.ran(answer)
+        answer = self.checked(answer)
         answer.stream = {"index": self._index, "done": True, "attempt": self._attempt}
         if answer.body is None or answer.status_code >= 400:
             answer.stream["chunks"] = 0
@@ -237,7 +241,8 @@ class StreamWriter:
 
     def close(self) -> None:
         """Publish nothing more. What is under way may or may not arrive."""
-        self._ended, self._closed, self._stop = True, True, None
+        self.end()
+        self._closed = True
         self._drop()
         if self._task is not None:
             self._task.cancel()

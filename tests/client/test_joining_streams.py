@@ -206,6 +206,21 @@ def test_what_is_no_stream_is_malformed(tmp_path, stream_: Any, body: Any, why: 
     assert all(why in text and "\n" not in text for text in result.texts[Kind.MALFORMED])
 
 
+def test_chunks_may_nest_as_requests_may_and_no_deeper(tmp_path) -> None:
+    def nested(levels: int) -> Any:
+        return json.loads("[" * levels + "]" * levels)
+
+    fits = stream({"id": nested(127)}, [nested(128)])
+    requests = write(tmp_path / "requests", [json.dumps({"metadata": {"id": nested(127)}, "body": 1}).encode()])
+    with Join(requests, write(tmp_path / "responses", fits)) as join:
+        join.read_requests()
+        join.read_responses()
+        assert [json.loads(line)["response"]["body"] for line in join.joined()] == [[nested(128)]]
+    result = Result(tmp_path, 2, [*stream({"id": 0}, [nested(129)]), *stream({"id": 1}, [nested(900)])])
+    assert result.counts == {Kind.MALFORMED: 2}
+    assert result.texts[Kind.MALFORMED][0] == "response line 1: a chunk nests deeper than 128 levels"
+
+
 def test_messages_may_come_later(tmp_path) -> None:
     asked = write(tmp_path / "requests", [b'{"metadata": {"id": 0}, "body": 1}'])
     said = stream({"id": 0}, "ab")

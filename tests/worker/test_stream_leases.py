@@ -1,0 +1,99 @@
+"""Streams whose lease is lost, and streams under way when the worker stops."""
+
+import asyncio
+import json
+
+import pytest
+from group_queue import GroupQueue, opener
+from talking import STREAM, Talker, places, streaming_bench
+from worker_harness import LIMIT, bench, flaky, until, until_backlog, until_empty
+
+from rejoinder.adapters import Transient
+
+
+@pytest.mark.parametrize("counts", [True, False])
+async def test_nothing_is_published_after_a_lost_lease(counts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = GroupQueue(counts=counts)
+    monkeypatch.setattr("rejoinder.worker.service.open_subscription", opener(queue))
+    async with bench(Talker(), stream_interval_ms=0) as it:
+        engine: Talker = it.engine
+        number = queue.send(None, REQUEST)
+        await engine.begun("a")
+        engine.say("a", "before")
+        await it.responses_until(1)
+        first = engine.requests["a"].emit
+        assert first is not None
+        queue.lapse(number)
+        await engine.begun("a", times=2)
+        await until(lambda: engine.cancelled == ["a"])
+        first("never")
+        engine.say("a", "again")
+        engine.end("a", "end")
+        got = await it.responses_until(3)
+        await until(lambda: not queue.left)
+        assert places(got) == [("before", 0, False), ("again", 0, False), ("end", 1, True)]
+        attempts = [one["stream"]["attempt"] for one in got]
+        assert attempts[0] < attempts[1] == attempts[2]
+        assert not counts or attempts == [1, 2, 2]
+        assert all(("attempt" in message.attributes) == counts for _, message in it.got)
+
+
+REQUEST = json.dumps({"path": "/run", "metadata": {}, "body": "a", "options": STREAM}).encode()
+
+
+async def test_a_lease_lost_while_a_chunk_waits_for_the_broker_lets_it_not_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = GroupQueue()
+    async with bench(Talker(), start=False, stream_interval_ms=0) as it, flaky(it, monkeypatch) as (_, topic):
+        monkeypatch.setattr("rejoinder.worker.service.open_subscription", opener(queue))
+        it.start()
+        engine: Talker = it.engine
+        number = queue.send(None, REQUEST)
+        await engine.begun("a")
+        topic.fail["publish"] = [Transient("away")] * 1000
+        engine.say("a", "old")
+        await until(lambda: len(topic.fail["publish"]) < 998)
+        queue.lapse(number)
+        await until(lambda: engine.cancelled == ["a"])
+        topic.fail.clear()
+        await engine.begun("a", times=2)
+        engine.end("a", "end")
+        got = await it.responses_until(1)
+        await until(lambda: not queue.left)
+        assert places(got) == [("end", 0, True)]
+        assert len(it.got) == 1
+
+
+async def test_a_stop_lets_a_stream_come_to_its_end() -> None:
+    async with bench(Talker(), stream_interval_ms=60_000) as it:
+        engine = await streaming_bench(it, "a")
+        engine.say("a", 1)
+        await it.responses_until(1)
+        engine.say("a", 2)
+        it.signals.receive("SIGTERM")
+        engine.end("a", 3)
+        assert it.task is not None
+        await asyncio.wait_for(it.task, LIMIT)
+        it.task = None
+        assert places(await it.responses_until(3)) == [(1, 0, False), (2, 1, False), (3, 2, True)]
+        await until_empty(it)
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_a_stop_hands_back_a_stream_that_goes_on_for_too_long(
+    away: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bench(Talker(), start=False, grace_seconds=0.2) as it, flaky(it, monkeypatch) as (_, topic):
+        it.start()
+        engine = await streaming_bench(it, "a")
+        engine.say("a", 1)
+        await it.responses_until(1)
+        if away:  # it has said all, and the broker does not take it
+            topic.fail["publish"] = [Transient("away")] * 100_000
+            engine.say("a", 2)
+            engine.end("a", 3)
+        await it.stop()
+        it.task = None
+        assert engine.cancelled == ([] if away else ["a"])
+        topic.fail.clear()
+        await until_backlog(it, lambda backlog: backlog.waiting == 1)
+        assert not await it.response_subscription.receive(1, 0.05)
