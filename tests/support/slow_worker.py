@@ -1,7 +1,8 @@
 """A worker whose engine takes its time: `python slow_worker.py REQUESTS RESPONSES SECONDS CAPACITY [SETTINGS]`.
 
 The body of the answer depends on the request alone, as promised of every engine, and names nothing of the process. A
-request whose body has `fails` gets a retryable error on so many of its first deliveries. SETTINGS: a JSON object.
+request whose body has `fails` gets a retryable error on so many of its first deliveries. A stream is the numbers up to
+the body's `chunks`, a while between them. SETTINGS: a JSON object.
 """
 
 import asyncio
@@ -27,6 +28,9 @@ class SlowEcho(EchoEngine):
         self.seconds = seconds
 
     async def generate(self, request: EngineRequest) -> Any:
+        for number in range(0 if request.emit is None else request.body["chunks"]):
+            await asyncio.sleep(random.uniform(0, 2 * self.seconds))
+            request.emit(number)
         await asyncio.sleep(random.uniform(0, 2 * self.seconds))
         if (request.attempt or 1) <= request.body.get("fails", 0):
             raise Unavailable("not on this delivery")
