@@ -46,7 +46,7 @@ class Chunks:
         """A choice has more tokens. Its first text is told at once, later ones with what comes in `INTERVAL`.
 
         Raises:
-            Exception: what telling raised, now or when the timer did it.
+            Exception: what emitting raised, now or when the timer did it: nothing is told after it.
         """
         self._check()
         if index not in self._told:
@@ -72,7 +72,7 @@ class Chunks:
         begun = index in self._told
         part = self._part(index, choice.text[self._told.get(index, 0) :], begun=begun, choice=choice)
         self._told[index] = len(choice.text)
-        self._emit(self._chunk([part]))
+        self._send([part])
 
     def last(self, prompt_tokens: int, choices: Sequence[Choice]) -> dict[str, Any]:
         """The last chunk, which has the usage; it is not emitted."""
@@ -92,7 +92,7 @@ class Chunks:
         self._timer = None
         try:
             self._flush()
-        except Exception as exc:  # noqa: BLE001  # the request's: a timer has nobody to raise it to
+        except Exception as exc:  # noqa: BLE001  # raised to who tells more: a timer has nobody
             self._error = exc
 
     def _flush(self) -> None:
@@ -108,7 +108,7 @@ class Chunks:
                 parts.append(self._part(index, text, begun=index in self._told))
                 self._told[index] = self._told.get(index, 0) + len(text)
         if parts:
-            self._emit(self._chunk(parts))
+            self._send(parts)
 
     def _part(self, index: int, text: str, *, begun: bool, choice: Choice | None = None) -> dict[str, Any]:
         places = None if choice is None else choice.places
@@ -121,6 +121,13 @@ class Chunks:
         if text or not begun:
             delta["content"] = text
         return {"index": index, "delta": delta, "logprobs": logprobs, **end}
+
+    def _send(self, parts: list[dict[str, Any]]) -> None:
+        try:
+            self._emit(self._chunk(parts))
+        except Exception as exc:
+            self._error = exc
+            raise
 
     def _chunk(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
         kind = ("chatcmpl", "chat.completion.chunk") if self._chat else ("cmpl", "text_completion")
