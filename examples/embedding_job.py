@@ -15,11 +15,11 @@ cloud for S3 (`localstack/up`), or without its first line with your own:
     rejoinder join examples/embedding_job.jsonl 'sqlite:///work.db?queue=responses'    # says where the result is
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from pydantic import BaseModel
+from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 
 from rejoinder.worker.functions import Context, generate_batch, init
@@ -41,29 +41,39 @@ class Text(BaseModel):
     text: str
 
 
-@dataclass
 class Embedder:
     """What `init` loads."""
 
-    tokenizer: Any
-    model: Any
+    def __init__(self, model: str, device: str) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.model = AutoModel.from_pretrained(model).to(device).eval()
+        # What is computed together is padded to one length, which a CPU pays for as for text.
+        self.together = 8 if device == "cpu" else 256
+
+    @torch.inference_mode()
+    def embed(self, texts: list[str]) -> list[list[float]]:
+        """One vector of length 1 for each text: the mean over its tokens."""
+        inputs = self.tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        inputs = inputs.to(self.model.device)
+        mask = inputs["attention_mask"].unsqueeze(-1)
+        hidden = self.model(**inputs).last_hidden_state
+        vectors: list[list[float]] = normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).tolist()
+        return vectors
 
 
 @init
 def load(deployment: Deployment, context: Context) -> Embedder:
     """Runs once in each process; with `--devices cuda:0,cuda:1` that is one for each GPU."""
-    model = AutoModel.from_pretrained(deployment.model).to(context.device).eval()
-    return Embedder(AutoTokenizer.from_pretrained(deployment.model), model)
+    return Embedder(deployment.model, context.device)
 
 
 @generate_batch("/embed")
-@torch.inference_mode()
 def embed(texts: list[Text], state: Embedder) -> list[dict[str, Any]]:
-    """One vector of length 1 for each text: the mean over its tokens."""
-    inputs = state.tokenizer(
-        [text.text for text in texts], padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-    ).to(state.model.device)
-    mask = inputs["attention_mask"].unsqueeze(-1)
-    hidden = state.model(**inputs).last_hidden_state
-    vectors = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
-    return [{"id": text.id, "embedding": row} for text, row in zip(texts, vectors.tolist(), strict=True)]
+    """Those of like lengths together; the answers are in the order of the texts."""
+    answers: list[dict[str, Any]] = [{"id": text.id} for text in texts]
+    by_length = sorted(range(len(texts)), key=lambda place: len(texts[place].text))
+    for at in range(0, len(texts), state.together):
+        places = by_length[at : at + state.together]
+        for place, vector in zip(places, state.embed([texts[place].text for place in places]), strict=True):
+            answers[place]["embedding"] = vector
+    return answers

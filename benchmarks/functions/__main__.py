@@ -1,12 +1,13 @@
 """What the user's own functions cost through rejoinder, and what batches bring them.
 
-    uv run python -m benchmarks.functions [--requests 20000] [--texts 256] [--runs 3]
+    uv run python -m benchmarks.functions [--requests 20000] [--texts 256] [--runs 3] [--threads 1]
 
 First a `generate_batch` that does nothing: microseconds per request where a loop calls it, with the engine in this
-process (threads, batches, checks), with the engine in a process of its own, as a worker has it (frames over a socket
-pair), and through whole workers on queues in memory (JSON, leases, acks). Ways take turns within each run. Then
-examples/embedding_job.py with all-MiniLM-L6-v2, in a process of its own: texts per second of batches as they come by
-default, over those of one text in each call.
+process (threads, batches), with the engine in a process of its own, as a worker has it (frames over a socket pair), and
+through whole workers with a backlog on queues in memory (JSON, leases, acks). Then examples/embedding_job.py with
+all-MiniLM-L6-v2, in a process of its own: texts per second of batches as they come by default, over those of one text
+in each call. Ways take turns within each run. Beside the clock stands processor time, of all processes together: it is
+steadier where others use the machine.
 """
 
 import argparse
@@ -22,21 +23,36 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--texts", type=int, default=256)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     configure("console", "warning")
-    took: dict[str, list[float]] = {}
-    for _ in range(arguments.runs):
+    _overhead(arguments.requests, arguments.runs)
+    _batching(arguments.texts, arguments.runs, arguments.threads)
+
+
+def _overhead(requests: int, runs: int) -> None:
+    found: dict[str, list[overhead.Cost]] = {}
+    for _ in range(runs):
         for name, way in overhead.WAYS.items():
-            took.setdefault(name, []).append(1e6 * asyncio.run(way(arguments.requests)) / arguments.requests)
-    print(f"{arguments.requests} requests, median of {arguments.runs}; microseconds of each:")
-    for name, times in took.items():
-        print(f"  {name:42} {statistics.median(times):8.2f}   ({min(times):.2f} to {max(times):.2f})")
-    found = asyncio.run(batching.rates(arguments.texts, arguments.runs))
-    print(f"{arguments.texts} texts, median of {arguments.runs}; texts per second of each:")
+            found.setdefault(name, []).append(asyncio.run(way(requests)))
+    print(f"{requests} requests, median of {runs}; microseconds of each by the clock, and of processor time:")
+    for name, costs in found.items():
+        clock, processor = (1e6 * statistics.median(values) for values in zip(*costs, strict=True))
+        print(f"  {name:42} {clock:9.3f} {processor:9.3f}", flush=True)
+
+
+def _batching(texts: int, runs: int, threads: int) -> None:
+    found = asyncio.run(batching.costs(texts, runs, threads))
+    print(f"{texts} texts, median of {runs}, torch threads {threads}; texts per second, and of processor time:")
     for size in found[0]:
-        print(f"  max_batch_size {size:<4} {statistics.median(run[size] for run in found):8.1f}")
-    ratio = statistics.median(run[overhead.BATCH] / run[1] for run in found)
-    print(f"batches of up to {overhead.BATCH} over single texts: {ratio:.2f}")
+        clock, processor = (1 / statistics.median(values) for values in zip(*(run[size] for run in found), strict=True))
+        print(f"  max_batch_size {size:<4} {clock:8.1f} {processor:8.1f}")
+    pairs = [(run[1], run[overhead.BATCH]) for run in found]
+    clock = statistics.median(alone.clock / together.clock for alone, together in pairs)
+    processor = statistics.median(alone.processor / together.processor for alone, together in pairs)
+    print(
+        f"batches of up to {overhead.BATCH} over single texts: {clock:.2f} by the clock, {processor:.2f} of processor"
+    )
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ import json
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks.echo import rate
+import psutil
+
 from benchmarks.functions.noop import nothing
-from rejoinder.adapters import Outgoing, open_topic
+from rejoinder.adapters import Outgoing, Subscription, open_subscription, open_topic
 from rejoinder.adapters.memory import fresh_url
 from rejoinder.worker.engines.factory import create_engine
 from rejoinder.worker.engines.protocol import Engine, EngineRequest
@@ -20,8 +21,30 @@ NOOP = Path(__file__).with_name("noop.py")
 BATCH = Settings.model_fields["max_batch_size"].default
 WARM = 500
 """Requests before the clock runs: the first ones start threads and fill caches."""
+LOOPS = 20
+"""Of the calls themselves, which are too quick to be timed once."""
+LIMIT = 300.0
 
-Way = Callable[[int], Coroutine[Any, Any, float]]
+Way = Callable[[int], Coroutine[Any, Any, "Cost"]]
+
+
+class Cost(NamedTuple):
+    """Seconds by the clock, and of the processor in this process and those that it started."""
+
+    clock: float
+    processor: float
+
+    @classmethod
+    def now(cls) -> "Cost":
+        """What it was so far."""
+        own = psutil.Process()
+        times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+        return cls(time.perf_counter(), sum(one.user + one.system for one in times))
+
+    def each(self, count: int) -> "Cost":
+        """What it has been since, for each of `count` requests."""
+        now = Cost.now()
+        return Cost((now.clock - self.clock) / count, (now.processor - self.processor) / count)
 
 
 def app(path: Path, **settings: Any) -> Settings:
@@ -51,41 +74,54 @@ def _bodies(count: int) -> Iterator[Any]:
     return ({"text": f"hello {number}"} for number in range(count))
 
 
-async def called(count: int, size: int) -> float:
+async def called(count: int, size: int) -> Cost:
     """The function itself in a loop, on lists that are there already."""
     bodies = list(_bodies(count))
     batches = [bodies[at : at + size] for at in range(0, count, size)]
-    began = time.perf_counter()
-    for batch in batches:
-        nothing(batch)
-    return time.perf_counter() - began
+    began = Cost.now()
+    for _ in range(LOOPS):
+        for batch in batches:
+            nothing(batch)
+    return began.each(count * LOOPS)
 
 
-async def through_engine(count: int, *, process: bool) -> float:
+async def through_engine(count: int, *, process: bool) -> Cost:
     """`FunctionsEngine` in this process, or in one of its own behind `EngineProcess`."""
     engine = create_engine(app(NOOP, engine_process=process))
     await engine.start()
     try:
         await answer(engine, requests("/nothing", _bodies(WARM)))
-        began = time.perf_counter()
+        began = Cost.now()
         await answer(engine, requests("/nothing", _bodies(count)))
-        return time.perf_counter() - began
+        return began.each(count)
     finally:
         await engine.stop()
 
 
-async def through_worker(count: int, *, process: bool) -> float:
-    """A whole worker on queues in memory, from the first response to the last."""
-    settings, signals = app(NOOP, engine_process=process, log_level="warning"), StopSignals()
-    backlog = [{"path": "/nothing", "metadata": {"id": n}, "body": body} for n, body in enumerate(_bodies(count))]
-    async with open_topic(settings.requests) as topic:
-        for at in range(0, count, 1000):
+async def through_worker(count: int, *, process: bool) -> Cost:
+    """A whole worker on queues in memory, with a backlog, once it has answered some."""
+    settings, signals = app(NOOP, engine_process=process, default_path="/nothing"), StopSignals()
+    async with open_topic(settings.requests) as topic, open_subscription(settings.responses) as subscription:
+        backlog = [{"metadata": {"id": n}, "body": body} for n, body in enumerate(_bodies(count + WARM))]
+        for at in range(0, len(backlog), 1000):
             await topic.publish([Outgoing(json.dumps(body).encode()) for body in backlog[at : at + 1000]])
-    worker = asyncio.create_task(serve(settings, signals))
-    seconds = count / await rate(settings.responses, count)
-    signals.stop.set()
-    await worker
-    return seconds
+        worker = asyncio.create_task(serve(settings, signals))
+        done = await _answered(subscription, WARM)
+        began = Cost.now()
+        cost = began.each(await _answered(subscription, len(backlog)) - done)
+        signals.stop.set()
+        await worker
+    return cost
+
+
+async def _answered(subscription: Subscription, count: int) -> int:
+    """Wait until `count` responses are there; return how many there are."""
+    async with asyncio.timeout(LIMIT):
+        while True:
+            backlog = await subscription.backlog()
+            if (backlog.waiting or 0) >= count:
+                return backlog.waiting or 0
+            await asyncio.sleep(0.005)
 
 
 WAYS: dict[str, Way] = {
