@@ -8,6 +8,7 @@ import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from engine_harness import CONTEXT, FAMILIES, KINDS, SMALL, build_tiny, chat, completion
@@ -17,7 +18,7 @@ from pooling_harness import CONTEXT as BERT_CONTEXT
 from pooling_harness import WORDS, build_bert, embeddings, rerank
 
 from rejoinder.worker.engines.echo import EchoEngine
-from rejoinder.worker.engines.factory import create_vllm
+from rejoinder.worker.engines.factory import FUNCTIONS_FACTORY, create_functions, create_vllm
 from rejoinder.worker.engines.host import EngineProcess, HostSettings
 from rejoinder.worker.engines.pool import EnginePool
 from rejoinder.worker.engines.protocol import Engine, EngineRequest
@@ -209,6 +210,42 @@ def one_row(name: str, family: str, good: Callable[[int], EngineRequest], bad: S
     return Subject(name, build, good, bad, same=near, **shapes)
 
 
+def called(number: int) -> EngineRequest:
+    """A call of one of the functions of `conforming_app`."""
+    path = ("/v1/completions", "/async", "/batch")[number % 3]
+    return EngineRequest(path, {"n": number, "text": f"text {number}"}, f"good-{number}", 1, size=30)
+
+
+def long_call(number: int) -> EngineRequest:
+    """A call that waits, in a thread or on the event loop."""
+    return EngineRequest(("/long", "/async-long")[number % 2], 0.5, f"long-{number}", 1)
+
+
+def functions(_: Callable[[str], str]) -> dict[str, Any]:
+    """The config of `FUNCTIONS`."""
+    sizes = {"concurrency": 8, "max_batch_size": 8, "max_batch_bytes": 1 << 20, "max_wait_ms": 1.0}
+    where = {"app": "conforming_app", "app_dir": str(Path(__file__).parent), "default_path": "/v1/completions"}
+    return {**where, **sizes, "params": {"factor": 3}, "device": "cpu"}
+
+
+def bad_call(path: str, body: Any, param: str | None, **more: Any) -> Bad:
+    """A body that its function does not take."""
+    return Bad(EngineRequest(path, body, "bad", 1, **more), BadRequest, param)
+
+
+FUNCTIONS = Subject(
+    "functions",
+    lambda model: create_functions(functions(model)),
+    called,
+    (
+        bad_call("/v1/completions", {"n": "many"}, "n"),
+        bad_call("/v1/completions", "no object", None),
+        bad_call("/batch", {}, "n"),
+        bad_call("/async", {}, "options.stream", emit=print),
+    ),
+    long_call,
+    shapes={},
+)
 SUBJECTS = [
     Subject(
         "echo",
@@ -224,6 +261,9 @@ SUBJECTS = [
     transformers("static, state-space", "mamba", text_or_chat),
     one_row("embeddings", "bert", vector, BAD_VECTOR, shapes={"/v1/embeddings": CreateEmbeddingResponse}),
     one_row("rerank", "cross-encoder", ranking, BAD_RANKING, shapes={}),
+    FUNCTIONS,
+    in_process(FUNCTIONS, FUNCTIONS_FACTORY, lambda model: {**functions(model), "linger": True}),
+    pooled(FUNCTIONS, FUNCTIONS_FACTORY, functions),
     Subject(
         "a fake of vLLM",
         lambda model: create_vllm({"model": model("llama"), "max_running": 8, "max_model_len": CONTEXT}),

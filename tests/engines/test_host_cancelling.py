@@ -288,6 +288,29 @@ async def test_in_a_pool_the_others_are_not_touched(tmp_path):
             await leave(*(call for call in calls if not call.done()))
 
 
+async def test_in_a_pool_they_go_where_there_is_room_and_the_rest_waits(tmp_path):
+    go = tmp_path / "go"
+    async with pool({"later_loads_wait_for": str(go)}, {"capacity": 2}, settings=CUTTING) as it:
+        first, second = it._processes
+        said = [[] for _ in range(5)]
+        asked = [request("waits_the_first_time", str(tmp_path / f"n{n}")) for n in range(5)]
+        calls = []
+        for one, heard in zip(asked, said, strict=True):
+            one.waits = heard.append
+            calls.append(asyncio.create_task(it.generate(one)))
+        await eventually(lambda: all((tmp_path / f"n{n}").exists() for n in range(5)))
+        assert (first.held, second.held) == (5, 0)
+        await leave(await begin(first, "goes_on"))
+        assert await asyncio.gather(*calls[:2]) == [second._child._process.pid] * 2
+        await eventually(lambda: first.held == 3)
+        assert it.capacity == 3 + 2
+        assert not any(call.done() for call in calls[2:])
+        assert said == [[True, False]] * 2 + [[True, False, True]] * 3
+        go.touch()
+        assert await asyncio.gather(*calls[2:]) == [first._child._process.pid] * 3
+        assert said[2:] == [[True, False, True, False]] * 3
+
+
 async def test_a_pause_of_the_worker_is_not_held_against_a_request(monkeypatch):
     overdue, told = [], []
     calls = Calls(told.append, 5.0, lambda: overdue.append(1))

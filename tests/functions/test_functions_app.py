@@ -1,11 +1,10 @@
 """What a module of functions may be: marks, paths, parameters, `init`; and what is said of one that cannot be served."""
 
-import json
 import subprocess
 import sys
 
 import pytest
-from function_apps import DEFAULT, ask, serving, write
+from function_apps import DEFAULT, ask, serving
 
 from rejoinder.worker import functions
 from rejoinder.worker.errors import BadRequest, EngineGone, Missing
@@ -217,7 +216,11 @@ async def test_init_takes_the_custom_object_as_a_model(tmp_path):
         ("@init\ndef a(): 1\n@init\ndef b(): 1\n@generate\ndef f(body): 1", "", "a and b are all marked @init"),
         ("@init\ndef a(x, y): 1\n@generate\ndef f(body): 1", "", "init 'a' has a parameter 'y'"),
         ("@init\ndef a():\n    raise OSError('no weights')\n@generate\ndef f(body): 1", "", "OSError: no weights"),
-        ("@init\nasync def a():\n    raise SystemExit\n@generate\ndef f(body): 1", "", "a of app .* failed: SystemExit"),
+        (
+            "@init\nasync def a():\n    raise SystemExit\n@generate\ndef f(body): 1",
+            "",
+            "a of app .* failed: SystemExit",
+        ),
         ("@generate(concurrency=0)\ndef f(body): return 1", "", "ValueError: generate: concurrency should be"),
         ("def service(context, a): return 1", "service", r"does not take \(context, \*\*app_params\): missing a"),
         ("def service(context): return 1", "service", "returned a value of type int"),

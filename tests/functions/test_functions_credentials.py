@@ -114,6 +114,6 @@ async def test_without_one_the_log_says_what_to_set(tmp_path, capsys):
     """
     async with serving(tmp_path, source) as engine:
         assert "Authorization" not in await ask(engine)
-        with pytest.raises(Failed, match="^the function failed: RuntimeError$"):
+        with pytest.raises(Failed, match=r"^the function failed: RuntimeError$"):
             await ask(engine, 1)
     assert "--token-file" in capsys.readouterr().out

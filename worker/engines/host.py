@@ -143,11 +143,16 @@ class EngineProcess:
         """
         while True:
             try:
-                return await self._run(request)
+                return await self.run(request)
             except Interrupted:
                 continue
 
-    async def _run(self, request: EngineRequest) -> Any:
+    async def run(self, request: EngineRequest) -> Any:
+        """As `generate`, for whoever knows where else to run it.
+
+        Raises:
+            Interrupted: the process was killed for another request's sake; the next one waits for this one.
+        """
         if self._gone.is_set():
             raise EngineGone(self._why)
         company = self._suspects.company(request, self.size)

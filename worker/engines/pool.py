@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+from rejoinder.worker.engines.calls import Interrupted
 from rejoinder.worker.engines.host import EngineProcess
 from rejoinder.worker.engines.protocol import EngineRequest, EngineStats
 from rejoinder.worker.engines.quarantine import Suspects
@@ -68,7 +70,12 @@ class EnginePool:
             raise
 
     async def generate(self, request: EngineRequest) -> Any:
-        """Run one request in the process with the most room; see `Engine.generate`."""
+        """Run one request in the process with the most room; see `Engine.generate`.
+
+        One whose process was killed for another's sake goes on where there is room, else it waits for the next process
+        there; its time begins anew.
+        """
+        before: EngineProcess | None = None
         while True:
             left = [process for process in self._processes if process.gone is None]
             if not left:
@@ -77,11 +84,16 @@ class EnginePool:
                 process = left[-1]
             else:
                 # None may be open: then one that lives lets it in later, and one that is away would refuse it.
-                process = max(left, key=lambda one: (one.open, one.capacity > 0, one.capacity - one.held))
+                process = max(left, key=partial(_preference, before))
             try:
-                return await process.generate(request)
+                return await process.run(request)
             except EngineGone:  # before it was run: another process can
                 continue
+            except Interrupted:
+                before = process
+                if request.waits is not None:
+                    request.waits(True)
+                    request.waits(False)
 
     async def wait_gone(self) -> None:
         """See `Engine.wait_gone`."""
@@ -91,3 +103,8 @@ class EnginePool:
     async def stop(self) -> None:
         """End all processes; see `Engine.stop`."""
         await asyncio.gather(*(process.stop() for process in self._processes))
+
+
+def _preference(before: EngineProcess | None, one: EngineProcess) -> tuple[float, ...]:
+    """Room first. A request that has none anywhere waits where it ran before, else where somebody lives."""
+    return one.open and one.held < one.capacity, one is before, one.open, one.capacity > 0, one.capacity - one.held

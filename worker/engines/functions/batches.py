@@ -3,11 +3,12 @@
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any, Generic, TypeVar
 
-from rejoinder.worker.errors import Failed, RetryableError, Unavailable
+from rejoinder.worker.engines.functions.batch_calls import Call, carried, concerns_all, miscounted, stopped
 
 Item = TypeVar("Item")
 
@@ -57,6 +58,7 @@ class Batches(Generic[Item]):
         self._concurrency = concurrency
         self._linger = linger
         self._loop = asyncio.get_running_loop()
+        self._context = copy_context()  # calls have this one, not that of whoever happened to come first
         self._queues: dict[Hashable, _Queue[Item]] = {}
         # By the number of their oldest item. An entry whose queue has another oldest one now, or is full no more, is
         # passed over when it comes to the top: cheaper than to look for it.
@@ -93,16 +95,16 @@ class Batches(Generic[Item]):
             Unavailable: stopped.
         """
         if self._stopped:
-            raise _stopped()
+            raise stopped()
         entry = self._enter(item, size)
         try:
             return await entry.future
         except asyncio.CancelledError:
-            if not entry.future.cancelled():
-                entry.future.exception()  # it came too late: seen, or asyncio would log that nobody did
             if self._withdraw(entry) and self._linger and entry.call is not None:
                 await entry.call.wait()
             raise
+        finally:
+            del entry  # its future keeps an error, whose traceback keeps this frame
 
     async def stop(self) -> None:
         """Take nothing more. All that wait for an answer raise `Unavailable`; calls are cancelled. Idempotent.
@@ -128,7 +130,7 @@ class Batches(Generic[Item]):
         self._waiting = 0
         for batch in (left, *self._runners.values()):
             for entry in batch:
-                _answer(entry, _stopped())
+                _answer(entry, stopped())
 
     def _enter(self, item: Item, size: int) -> "_Entry[Item]":
         queue = self._queue(item)
@@ -148,17 +150,18 @@ class Batches(Generic[Item]):
         return entry
 
     def _queue(self, item: Item) -> "_Queue[Item]":
-        key = None
-        if self._key is not None:
+        key, queue = None, None
+        if self._key is None:
+            queue = self._queues.get(None)
+        else:
             error = None
             try:
                 key = self._key(item)
-                hash(key)
+                queue = self._queues.get(key)
             except BaseException as exc:  # noqa: BLE001 - the user's code: whatever it is, it is this item's alone
-                error = _carried(exc)
+                error = carried(exc)
             if error is not None:
                 raise error
-        queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = _Queue(key)
         return queue
@@ -209,7 +212,7 @@ class Batches(Generic[Item]):
         if self._ripe() is not None:
             self._starting = True
             # A new task first runs after everything that is ready now has put in its own: even the first batch is full.
-            self._runners[self._loop.create_task(self._drain())] = []
+            self._runners[self._loop.create_task(self._run(), context=self._context.copy())] = []
         elif self._timer is None:
             # One for all: nobody who comes later must be called earlier.
             self._timer = self._loop.call_at(self._oldest[0][1].entries[0].came + self._limits.wait, self._due)
@@ -251,25 +254,23 @@ class Batches(Generic[Item]):
             self._settle(queue)
         return batch
 
-    async def _drain(self) -> None:
+    async def _run(self) -> None:
+        """One batch. The next has its own task: what a function does to its task or context does not outlast it."""
         runner = asyncio.current_task()
         assert runner is not None  # noqa: S101
         self._starting = False
-        batch: list[_Entry[Item]] = []
+        batch = self._runners[runner] = self._take()
+        self._running += len(batch)
         try:
-            while batch := self._take():
-                self._runners[runner] = batch
-                self._running += len(batch)
-                self._wake()  # whatever else could start
-                await self._serve(batch, runner)
-                self._running -= len(batch)
-        except BaseException:  # only at the end: stopped, or the loop is
-            self._running -= len(batch)
-            self._close()
-            raise
+            self._wake()  # for whatever else could start
+            await self._serve(batch, runner)
         finally:
+            self._running -= len(batch)
             del self._runners[runner]
-            self._wake()
+            if runner.cancelling():
+                self._loop.call_soon(self._wake)  # the loop may be ending: let all others hear of it first
+            else:
+                self._wake()
 
     async def _serve(self, batch: "list[_Entry[Item]]", runner: "asyncio.Task[None]") -> None:
         groups = [batch]
@@ -277,29 +278,32 @@ class Batches(Generic[Item]):
             group = [entry for entry in groups.pop() if not entry.future.done()]
             if not group:
                 continue
-            call = _Call(runner, len(group))
+            call = Call(runner, len(group))
             for entry in group:
                 entry.call = call
-            whole = False
-            try:
-                answers = await self._call([entry.item for entry in group])
-                error: BaseException | None = _miscounted(answers, len(group))
-            except BaseException as exc:
-                if not self._loop.is_running():
-                    raise
-                error, whole = exc, isinstance(exc, RetryableError) and not _short_of_memory(exc)
+            answers, error = await self._called([entry.item for entry in group])
             call.end()
-            if isinstance(error, asyncio.CancelledError) and runner.cancelling():
+            if isinstance(error, asyncio.CancelledError) and self._stopped:
                 raise error
             if error is None:
                 for entry, answer in zip(group, answers, strict=True):
                     _answer(entry, answer)
-            elif whole or len(group) == 1:
+            elif len(group) == 1 or concerns_all(error):
                 for entry in group:
                     _answer(entry, error)
             else:
                 middle = len(group) // 2
                 groups += [group[middle:], group[:middle]]
+
+    async def _called(self, items: list[Item]) -> tuple[Sequence[Any], BaseException | None]:
+        # An error's traceback has this frame and keeps what is named here: no entries, whose futures keep the error.
+        try:
+            answers = await self._call(items)
+        except BaseException as exc:
+            if not self._loop.is_running():
+                raise
+            return (), exc
+        return answers, miscounted(answers, len(items))
 
 
 class _Queue(Generic[Item]):
@@ -325,67 +329,13 @@ class _Entry(Generic[Item]):
         self.number = number
         self.came = came
         self.queue: _Queue[Item] | None = None  # None: in a batch, or cancelled
-        self.call: _Call | None = None
-
-
-class _Call:
-    """One call under way."""
-
-    __slots__ = ("ended", "over", "runner", "wanted")
-
-    def __init__(self, runner: "asyncio.Task[None]", wanted: int) -> None:
-        self.runner = runner
-        self.wanted = wanted  # answers that somebody still waits for
-        self.over = False
-        self.ended: asyncio.Future[None] | None = None
-
-    def end(self) -> None:
-        self.over = True
-        if not self.wanted:
-            self.runner.uncancel()  # it was this call that was cancelled, and the runner goes on
-        if self.ended is not None:
-            self.ended.set_result(None)
-
-    async def wait(self) -> None:
-        """Return when the call has ended, however often the caller is cancelled meanwhile."""
-        self.ended = asyncio.get_running_loop().create_future()
-        while not self.over:
-            try:
-                await asyncio.wait([self.ended])
-            except asyncio.CancelledError:
-                continue
+        self.call: Call | None = None
 
 
 def _answer(entry: _Entry[Any], answer: Any) -> None:
     if entry.future.done():
         return
     if isinstance(answer, BaseException):
-        entry.future.set_exception(_carried(answer))
+        entry.future.set_exception(carried(answer))
     else:
         entry.future.set_result(answer)
-
-
-def _stopped() -> Unavailable:
-    return Unavailable("the function's engine is stopping")
-
-
-def _carried(error: BaseException) -> Exception:
-    """What a task can raise without ending the event loop, or being taken for cancelled."""
-    if isinstance(error, Exception) and not isinstance(error, StopIteration):
-        return error
-    failed = Failed(f"the function failed: {type(error).__name__}")
-    failed.__cause__ = error
-    return failed
-
-
-def _miscounted(answers: Any, count: int) -> Failed | None:
-    if not isinstance(answers, list | tuple):
-        return Failed(f"generate_batch returned {type(answers).__name__}, not a list of answers")
-    if len(answers) != count:
-        return Failed(f"generate_batch returned {len(answers)} answers for {count} requests")
-    return None
-
-
-def _short_of_memory(error: BaseException) -> bool:
-    kinds = (*type(error).__mro__, *type(error.__cause__).__mro__)
-    return any(kind is MemoryError or kind.__name__ == "OutOfMemoryError" for kind in kinds)
