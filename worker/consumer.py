@@ -87,15 +87,9 @@ class Consumer:
         self._slots = slots
         self._prefetch = prefetch
         self._max_hold = min(max_hold, HOLD_SHARE * subscription.max_hold_seconds)
+        stops = never_stops if cancels is None else cancels.stop
         self._runner = Runner(
-            handler,
-            acceptor,
-            slots,
-            policy,
-            outputs=outputs,
-            streams=streams,
-            max_hold=self._max_hold,
-            stops=never_stops if cancels is None else cancels.stop,
+            handler, acceptor, slots, policy, outputs=outputs, streams=streams, max_hold=self._max_hold, stops=stops
         )
         # What waits for its answer to be published is held longer than what waits to be run: a third more.
         self._keeper = LeaseKeeper(subscription, max_hold * 4 / 3)

@@ -49,6 +49,10 @@ def objects(monkeypatch: pytest.MonkeyPatch) -> Objects:
 
     @contextlib.asynccontextmanager
     async def opening(url: str) -> AsyncIterator[Any]:
+        if url.startswith("memory://"):  # of cancel marks
+            async with open_blobs(url) as marks:
+                yield marks
+            return
         assert url == store.url
         yield store
 
@@ -145,7 +149,7 @@ async def test_without_the_setting_an_event_is_no_request(objects: Objects, body
         assert objects.reads == []
 
 
-@pytest.mark.parametrize("own", ["output_path", "failure_path", "ledger"])
+@pytest.mark.parametrize("own", ["output_path", "failure_path", "ledger", "cancels"])
 async def test_what_the_worker_writes_is_no_job_of_its_own(
     objects: Objects, monkeypatch: pytest.MonkeyPatch, own: str
 ) -> None:
