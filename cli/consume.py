@@ -25,7 +25,7 @@ def consume(
         bool, typer.Option("--attributes", help='Print {"attributes": ..., "response": ...} instead.')
     ] = False,
 ) -> None:
-    """Receive responses; print them as JSON lines.
+    """Receive responses; print them as JSON lines, each message of a stream by itself.
 
     Each is acked when its line is written. At least once: after a crash some may come again, as other deliveries of
     the same response. The exit code is 3 where fewer than --count came before the timeout.

@@ -38,7 +38,7 @@ def join(
 
     One line for each request, in order: {"request": ..., "response": ...}, both as they were; null where none came.
     Metadata matches whatever the order of its keys; 1, 1.0 and true differ. Of several responses the first that
-    succeeded is taken.
+    succeeded is taken. A stream is one response, put together, once all of it is there.
 
     From a URL, responses are kept in REQUESTS.responses before they are acked, until every request has one: the same
     command, given again, goes on from there. It takes all responses of the queue: where some of them answer no request

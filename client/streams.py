@@ -31,8 +31,10 @@ __all__ = ["Answered", "Chunks", "Event", "Forgotten", "Name", "Restarted", "Str
 
 HELD_BYTES = 256 << 20
 """Of messages whose streams are not whole yet. Past it the stream that heard nothing for longest is forgotten."""
-OVERHEAD_BYTES = 512
-"""What Python holds of a message beside its body, about."""
+OVERHEAD_BYTES = 192
+"""What Python holds of a message beside its body, at most."""
+ATTEMPT_BYTES = 1280
+"""And of an attempt beside its messages, the request's part in it."""
 REMEMBERED = 1 << 16
 """Requests that are answered already, so that their responses are known when they come again: 20 MiB at most."""
 
@@ -127,7 +129,10 @@ class Streams:
     def _take(self, name: Name, opened: _Open, message: _Message) -> list[Event]:
         body, response, stream, _ = message
         number = stream.attempt
-        attempt = opened.attempts.setdefault(number, _Attempt())
+        if number not in opened.attempts:
+            opened.attempts[number] = _Attempt()
+            self._hold(opened, ATTEMPT_BYTES)
+        attempt = opened.attempts[number]
         events: list[Event] = []
         if attempt.contradicts(stream, body):
             self._hold(opened, -attempt.size)
@@ -225,7 +230,8 @@ async def streamed(
         count: End after so many answers. Default: never.
         idle: End when this many seconds pass without a message. Default: never.
         blobs: As `rejoinder.client.consume.responses` has it.
-        streams: What puts them together. Default: one of its own.
+        streams: What puts them together. Default: one of its own. One that has seen messages before knows them, among
+            them the one at which a reader broke off: what that still had to tell is not told again.
 
     Raises:
         AdapterError: as `responses` does.

@@ -2,11 +2,20 @@
 
 import json
 import signal
+from collections import defaultdict
+from contextlib import ExitStack, aclosing
+from pathlib import Path
 from typing import Any
 
 from command import rejoinder, start
 from openai.types.chat import ChatCompletion
+from pairs import sqlite
 from queues import REQUESTS, RESPONSES, consume, counts, lines, publish
+from worker_process import SlowWorker
+
+from rejoinder.client.consume import responses
+from rejoinder.client.lines import one_line
+from rejoinder.client.streams import Answered, Chunks, Name, Restarted, Streams
 
 CHAT = "/v1/chat/completions"
 
@@ -82,3 +91,46 @@ def test_consume_prints_messages_as_they_are(tmp_path) -> None:
     said = [message(0, 0, "a"), message(0, 0, "b", attempt=2), message(0, 1, "c", done=True, attempt=2)]
     publish(tmp_path, RESPONSES, *said)
     assert consume(tmp_path, RESPONSES, "--count", "3").stdout == lines(*said)
+
+
+async def test_streams_of_a_killed_worker_are_read_and_joined_whole(tmp_path: Path) -> None:
+    queues = sqlite(tmp_path, 1.0)
+    requests = [asked(n, {"chunks": 30}) for n in range(4)]
+    (tmp_path / "requests").write_bytes(lines(*requests))
+    await queues.send(*requests)
+    streams = Streams()
+    came: list[bytes] = []
+    shown: dict[Name, list[Any]] = defaultdict(list)
+    answers: dict[Name, Any] = {}
+    again = 0
+    with ExitStack() as workers:
+        first = workers.enter_context(SlowWorker(queues, tmp_path / "log", seconds=0.02, stream_interval_ms=10))
+        source = responses(queues.inbox, until=lambda: len(answers) == len(requests))
+        async with aclosing(source) as incoming:
+            async for received in incoming:
+                came.append(one_line(received.body))
+                for event in streams.feed(received):
+                    assert isinstance(event, Chunks | Restarted | Answered)
+                    assert event.name not in answers
+                    if isinstance(event, Chunks):
+                        shown[event.name] += event.chunks
+                    elif isinstance(event, Restarted):
+                        shown[event.name] = []
+                        again += 1
+                    else:
+                        answers[event.name] = event.response.body
+                if first.process.poll() is None and len(shown) == len(requests):
+                    first.kill()
+                    workers.enter_context(SlowWorker(queues, tmp_path / "log", seconds=0.002, stream_interval_ms=10))
+    assert again, "nothing was under way when the worker was killed"
+    assert answers == shown
+    assert streams.held == 0
+    for body in answers.values():
+        assert body[:-1] == [*range(30)]
+    (tmp_path / "responses").write_bytes(lines(*came))
+    done = rejoinder("join", "requests", "responses", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    joined = [json.loads(line)["response"]["body"] for line in done.stdout.splitlines()]
+    assert sorted(map(json.dumps, joined)) == sorted(map(json.dumps, answers.values()))
+    said = counts(done.stderr)
+    assert said == dict.fromkeys(said, 0) | {"requests": 4, "joined": 4, "duplicate": said["duplicate"]}
