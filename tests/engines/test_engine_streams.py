@@ -74,7 +74,7 @@ async def test_a_stop_string_never_leaks(engine, subject):
 
 async def test_characters_of_several_tokens(engine, subject):
     hot = {"prompt": "日本語 🦊👩‍🚀", "temperature": 2, "max_tokens": 24}  # of a byte-level model: all kinds of broken ones
-    told = await held(engine, subject, [completion({**hot, "seed": seed}) for seed in range(48)])
+    told = await held(engine, subject, [completion({**hot, "seed": seed}) for seed in range(24)])
     texts = ["".join(chunk["choices"][0]["text"] for chunk in chunks) for chunks, _ in told]
     assert any("\ufffd" in text for text in texts)
 
@@ -84,7 +84,6 @@ async def test_text_is_told_while_it_is_made(engine, subject):
     call = asyncio.create_task(engine.generate(streamed(subject.long(1), chunks.append)))
     await eventually(lambda: len(chunks) > 4)
     assert not call.done()
-    assert all(part["finish_reason"] is None for chunk in chunks for part in chunk["choices"])
     call.cancel()
     await asyncio.wait({call})
 
