@@ -234,3 +234,39 @@ class TestWithoutUnnamedFiles:
         assert await putting is False
         assert await content_of(store, "k") == b"fast"
         assert [path.name for path in root.iterdir()] == ["k"]
+
+
+async def test_a_listing_follows_no_link_and_has_files_alone(store, root, tmp_path):
+    await store.put("dir/k", stream(b"x"), "text/plain")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_bytes(b"x")
+    (root / "out").symlink_to(tmp_path / "outside")
+    (root / "loop").symlink_to(root)
+    (root / "k").symlink_to(root / "dir" / "k")
+    (root / "empty").mkdir()
+    (root / ".rejoinder-put-0-0").write_bytes(b"x")
+    os.mkfifo(root / "pipe")
+    (root / "a\nb").write_bytes(b"x")
+    Path(os.fsdecode(os.fsencode(root) + b"/\xff")).write_bytes(b"x")
+    assert [one.key async for one in store.list()] == ["dir/k"]
+
+
+async def test_removing_leaves_directories_and_what_links_lead_to_outside(store, root, tmp_path):
+    await store.put("dir/k", stream(b"x"), "text/plain")
+    (tmp_path / "secret").write_bytes(b"x")
+    (root / "link").symlink_to(tmp_path / "secret")
+    await store.remove("dir")
+    with pytest.raises(Denied):
+        await store.remove("link")
+    assert (tmp_path / "secret").exists()
+    assert await store.exists("dir/k")
+
+
+async def test_a_listing_that_is_left_early_leaves_no_descriptor(store, root):
+    for number in range(30):
+        await store.put(f"{number}/{number}/k", stream(b"x"), "text/plain")
+    before = len(os.listdir("/proc/self/fd"))
+    listing = store.list()
+    await anext(listing)
+    await listing.aclose()
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -47,12 +47,33 @@ async def test_refusals(gcs, url, status, kind):
     async with open_blobs(url) as store:
         gcs.refuse = (status, "as the service says it\nin two lines")
         calls = [content_of(store, "k"), store.put("k", stream(1), "t"), store.put("k", stream(9 * MIB), "t")]
-        for call in [*calls, store.exists("k")]:
+        for call in [*calls, store.exists("k"), store.remove("k"), anext(store.list())]:
             with pytest.raises(kind, match=f"storage.objects.*{status}: as the service says it in two lines") as found:
                 await call
             assert type(found.value) is kind
         gcs.refuse = None
         assert not await store.exists("k")
+
+
+async def test_a_bucket_that_goes_away_is_told_from_an_object_that_is_not_there(gcs, url):
+    async with open_blobs(url) as store:
+        await store.remove("k")
+        assert not await store.exists("k")
+    async with open_blobs(url.replace("t-", "u-")) as store:
+        with pytest.raises(NotFound, match="storage.objects.list on gs://"):
+            await store.remove("k")
+
+
+async def test_a_page_may_be_empty(gcs, url, monkeypatch):
+    real = gcs_wire.Wire.page
+
+    def page(self, permission, location, prefix, token, *, size):
+        return ([], "0") if token is None else real(self, permission, location, prefix, token, size=size)
+
+    async with open_blobs(url) as store:
+        await store.put("k", stream(1), "t")
+        monkeypatch.setattr(gcs_wire.Wire, "page", page)
+        assert [one.key async for one in store.list()] == ["k"]
 
 
 @pytest.mark.parametrize("at", [0, 3 * MIB])
