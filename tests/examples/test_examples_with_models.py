@@ -77,8 +77,8 @@ def test_a_model_of_ones_own_that_is_out_of_time(tmp_path, packaged: str) -> Non
         assert example.answers({"metadata": {"id": 1}, **limited})[1]["status_code"] == 504
         short = {"question": "What is the capital of France?"}
         assert example.answers({"metadata": {"id": 2}, "path": "/answer", "body": short})[2]["body"]["answer"] == PARIS
-        assert len(process.events("engine_ready")) == 1
-        assert process.events("engine_died") == []
+        for event in ("engine_process_replaced", "engine_process_died"):
+            assert process.events(event) == []
         assert process.stop() == 0
 
 
