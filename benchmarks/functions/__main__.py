@@ -42,17 +42,17 @@ def _overhead(requests: int, runs: int) -> None:
 
 
 def _batching(texts: int, runs: int, threads: int) -> None:
-    found = asyncio.run(batching.costs(texts, runs, threads))
-    print(f"{texts} texts, median of {runs}, torch threads {threads}; texts per second, and of processor time:")
-    for size in found[0]:
-        clock, processor = (1 / statistics.median(values) for values in zip(*(run[size] for run in found), strict=True))
-        print(f"  max_batch_size {size:<4} {clock:8.1f} {processor:8.1f}")
-    pairs = [(run[1], run[overhead.BATCH]) for run in found]
-    clock = statistics.median(alone.clock / together.clock for alone, together in pairs)
-    processor = statistics.median(alone.processor / together.processor for alone, together in pairs)
-    print(
-        f"batches of up to {overhead.BATCH} over single texts: {clock:.2f} by the clock, {processor:.2f} of processor"
-    )
+    for longest, found in asyncio.run(batching.costs(texts, runs, threads)).items():
+        print(f"{texts} texts of 3 to {longest} words, median of {runs}, torch threads {threads}:")
+        for size in found[0]:
+            clock, processor = (
+                1 / statistics.median(values) for values in zip(*[run[size] for run in found], strict=True)
+            )
+            print(f"  max_batch_size {size:<4} {clock:8.1f} texts per second, {processor:8.1f} of processor time")
+        pairs = [(run[1], run[overhead.BATCH]) for run in found]
+        clock = statistics.median(alone.clock / together.clock for alone, together in pairs)
+        processor = statistics.median(alone.processor / together.processor for alone, together in pairs)
+        print(f"  batches of up to {overhead.BATCH} over single texts: {clock:.2f}, {processor:.2f}", flush=True)
 
 
 if __name__ == "__main__":

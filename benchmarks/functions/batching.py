@@ -12,6 +12,8 @@ from rejoinder.worker.engines.factory import create_engine
 from rejoinder.worker.engines.protocol import Engine
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "embedding_job.py"
+LONGEST = (15, 120)
+"""Words: texts of nearly one length, and of lengths that differ."""
 WORDS = ["the", "a", "of", "cat", "dog", "bank", "river", "rate", "rose", "fell", "says", "on", "in", "with", "quickly"]
 
 
@@ -24,23 +26,31 @@ async def started(size: int, threads: int) -> Engine:
     return engine
 
 
-def texts(count: int) -> list[dict[str, Any]]:
-    """Texts of 3 to 120 words, mostly short."""
+def texts(count: int, longest: int) -> list[dict[str, Any]]:
+    """Texts of 3 words to `longest`, mostly short."""
     chance = random.Random(17)
     return [
-        {"id": number, "text": " ".join(chance.choices(WORDS, k=int(3 + 117 * chance.random() ** 3)))}
+        {"id": number, "text": " ".join(chance.choices(WORDS, k=int(3 + (longest - 2) * chance.random() ** 3)))}
         for number in range(count)
     ]
 
 
-async def costs(count: int, runs: int, threads: int) -> list[dict[int, Cost]]:
-    """What a text costs by the batches' size, for each run. The sizes take turns, so that a drift is everybody's."""
-    bodies = texts(count)
+async def costs(count: int, runs: int, threads: int) -> dict[int, list[dict[int, Cost]]]:
+    """What a text costs by the longest one's words: for each run, by the batches' size.
+
+    The sizes take turns, so that a drift is everybody's.
+    """
     engines = {size: await started(size, threads) for size in (BATCH, 1)}
     try:
         for engine in engines.values():
-            await answer(engine, requests("/embed", iter(bodies[:BATCH])))
-        return [{size: await _cost(engine, bodies) for size, engine in engines.items()} for _ in range(runs)]
+            await _cost(engine, texts(BATCH, LONGEST[0]))
+        return {
+            longest: [
+                {size: await _cost(engine, texts(count, longest)) for size, engine in engines.items()}
+                for _ in range(runs)
+            ]
+            for longest in LONGEST
+        }
     finally:
         for engine in engines.values():
             await engine.stop()

@@ -98,9 +98,9 @@ async def through_engine(count: int, *, process: bool) -> Cost:
         await engine.stop()
 
 
-async def through_worker(count: int, *, process: bool) -> Cost:
+async def through_worker(count: int, settings: Settings) -> Cost:
     """A whole worker on queues in memory, with a backlog, once it has answered some."""
-    settings, signals = app(NOOP, engine_process=process, default_path="/nothing"), StopSignals()
+    signals = StopSignals()
     async with open_topic(settings.requests) as topic, open_subscription(settings.responses) as subscription:
         backlog = [{"metadata": {"id": n}, "body": body} for n, body in enumerate(_bodies(count + WARM))]
         for at in range(0, len(backlog), 1000):
@@ -124,11 +124,20 @@ async def _answered(subscription: Subscription, count: int) -> int:
             await asyncio.sleep(0.005)
 
 
+def _echo() -> Settings:
+    return Settings(requests=fresh_url(), responses=fresh_url(), engine="echo")
+
+
+def _noop(*, process: bool) -> Settings:
+    return app(NOOP, engine_process=process, default_path="/nothing")
+
+
 WAYS: dict[str, Way] = {
     f"called in a loop, {BATCH} at a time": lambda count: called(count, BATCH),
     "called in a loop, one at a time": lambda count: called(count, 1),
     "the engine in this process": lambda count: through_engine(count, process=False),
     "the engine in a process of its own": lambda count: through_engine(count, process=True),
-    "a worker with the engine in its process": lambda count: through_worker(count, process=False),
-    "a worker": lambda count: through_worker(count, process=True),
+    "a worker with echo in its place": lambda count: through_worker(count, _echo()),
+    "a worker with the engine in its process": lambda count: through_worker(count, _noop(process=False)),
+    "a worker": lambda count: through_worker(count, _noop(process=True)),
 }
