@@ -89,6 +89,9 @@ def generate(path: str | None = None, *, concurrency: int | None = None) -> Call
 def generate(path: Any = None, *, concurrency: int | None = None) -> Any:
     """Mark what answers one request: `generate(body)`, and by name `state` and `context`. Sync or async.
 
+    The body is checked first to be what the parameter's annotation says, such as a pydantic model; `dict` means any
+    JSON object. A sync function runs in a thread; an async one on its process's event loop, which it must not block.
+
     What it returns is the response's body: JSON, or a pydantic model, dataclass, array or tensor. Raise `BadRequest`
     (answered 400) or `RetryableError` (tried again); any other exception is a 500, its traceback is in the log alone.
 

@@ -1,4 +1,4 @@
-"""What a module of functions may be: marks, paths, parameters, `init`; and what is said of one that cannot be served."""
+"""What a module of functions may be: marks, paths, parameters, `init`; what is said of one that cannot be served."""
 
 import subprocess
 import sys

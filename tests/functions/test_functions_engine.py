@@ -206,26 +206,28 @@ async def test_threads_are_kept_and_as_many_as_needed():
 
 
 async def test_a_long_call_is_no_hang(tmp_path):
-    source = """
-        import time
+    source = f"""
+        import pathlib, time
         @generate
-        def one(body): time.sleep(body); return "done"
+        def one(body):
+            while not pathlib.Path({str(tmp_path / "go")!r}).exists(): time.sleep(0.01)
+            return "done"
     """
     async with in_process(tmp_path, source) as engine:
-        call = asyncio.create_task(ask(engine, 3))
-        await asyncio.sleep(0)
-        seen = set()
-        while not call.done():
-            seen.add(engine.progress)
-            await asyncio.sleep(0.02)
-        assert len(seen) >= 2
+        call = asyncio.create_task(ask(engine))
+        for _ in range(2):
+            before = engine.progress
+            await eventually(lambda before=before: engine.progress > before)
+        assert not call.done()
+        (tmp_path / "go").touch()
         assert await call == "done"
 
 
 @pytest.mark.parametrize("how", ["time.sleep(3600)", "spin()", "swallow()"])
 async def test_a_call_that_goes_on_after_its_request_was_cancelled_ends_with_its_process(tmp_path, how):
     source = f"""
-        import asyncio, os, time
+        import asyncio, os, pathlib, time
+        started = pathlib.Path({str(tmp_path / "started")!r})
         def spin():
             while True: pass
         async def swallow():
@@ -233,14 +235,16 @@ async def test_a_call_that_goes_on_after_its_request_was_cancelled_ends_with_its
                 try: await asyncio.sleep(3600)
                 except asyncio.CancelledError: pass
         @generate
-        def one(body): return {how}
+        def one(body):
+            started.touch()
+            return {how}
         @generate("/pid")
         async def pid(body): return os.getpid()
     """
     async with in_process(tmp_path, source, cancel_seconds=0.3) as engine:
         first = await ask(engine, path="/pid")
         call = asyncio.create_task(ask(engine))
-        await asyncio.sleep(0.2)
+        await eventually((tmp_path / "started").exists)
         call.cancel()
         await asyncio.wait({call})
         assert call.cancelled()

@@ -99,6 +99,7 @@ async def test_each_error_becomes_its_status_in_each_kind_of_function(tmp_path, 
             assert isinstance(error, kind), (body, error)
             assert error.status_code == kind.status_code
             assert "secret" not in error.message
+            assert error.__cause__ is not error
             assert getattr(error, "delay", None) == (7 if body == "retry" else None)
             assert error.param == ("text" if body == "bad" else None)
             told = [entry for entry in log if entry["log_level"] == "error"]

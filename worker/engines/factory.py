@@ -1,5 +1,6 @@
 """Which engine the settings ask for."""
 
+import logging
 import os
 from collections.abc import Mapping
 from importlib import import_module
@@ -202,7 +203,10 @@ def create_functions(config: Mapping[str, Any]) -> Engine:
     """Build the engine of the user's own functions; called in the engine process. The app is imported at its start."""
     own = dict(config)
     if "logs" in own:
-        configure(*own.pop("logs"))
+        log_format, level = own.pop("logs")
+        configure(log_format, level)
+        # The app is no library: what its own loggers say at the worker's level is to be seen.
+        logging.getLogger(own["app"].partition(":")[0].partition(".")[0]).setLevel(level.upper())
     if (threads := own.pop("threads", None)) is not None:
         # One of several processes: most libraries of numbers would else take all cores in each.
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))

@@ -173,7 +173,10 @@ class FunctionsEngine:
                     raise
                 task.uncancel()
                 raise Unavailable("the engine is stopping; the request will be tried again") from exc
-            raise failure(exc, request.response_id) from exc
+            error = failure(exc, request.response_id)
+            if error is exc:
+                raise  # from itself it would keep itself alive
+            raise error from exc
         finally:
             self._running.discard(task)
             self._done += 1
