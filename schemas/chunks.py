@@ -27,6 +27,12 @@ def json_size(value: Any) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
+def text_size(text: str) -> int:
+    """The same for a string."""
+    plain = text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
+    return len(text) + 2 if plain else json_size(text)
+
+
 def merged(chunks: Iterable[Any]) -> list[Any]:
     """The same stream in as few chunks as say the same: those of OpenAI's shape are merged, all others stand.
 
@@ -70,6 +76,13 @@ class Merged:
         Raises:
             ValueError, TypeError: what would be merged is not JSON.
         """
+        if (usual := self._usual(chunk)) is not None:
+            parts, text = usual
+            growth = text_size(text) + _AROUND
+            if growth > room:
+                return 0
+            parts.append(text)
+            return growth
         if not self._goes_on(chunk):
             return 0
         choices = chunk["choices"]
@@ -86,6 +99,20 @@ class Merged:
             else:
                 own.add(choice)
         return growth
+
+    def _usual(self, chunk: Any) -> tuple[list[str], str] | None:
+        """Of a chunk that has only one choice's next piece of text in it, as nearly all have, where that goes."""
+        if type(chunk) is not dict or len(chunk) != len(self._head):
+            return None
+        for name, value in self._head.items():
+            other = chunk.get(name, self)
+            if other is not value and other != value and name != "choices":
+                return None
+        choices = chunk.get("choices")
+        if type(choices) is not list or len(choices) != 1 or type(choice := choices[0]) is not dict:
+            return None
+        index = choice.get("index")
+        return self._choices[index].usual(choice) if type(index) is int and index in self._choices else None
 
     def _goes_on(self, chunk: Any) -> bool:
         if not _can_be_merged(chunk) or chunk.keys() != self._head.keys():
@@ -110,6 +137,20 @@ class _Choice:
         # In parts: joined each time, a long text would be copied once for each of its words.
         self._texts = {name: [text] for name, text in self._delta.items() if name != "role" and text is not None}
         self._logprobs = _copied(choice.get("logprobs"))
+
+    def usual(self, choice: Mapping[str, Any]) -> tuple[list[str], str] | None:
+        """See `Merged._usual`."""
+        fields = self._fields
+        if fields.get("finish_reason") is not None or choice.keys() != fields.keys():
+            return None
+        if choice.get("finish_reason") is not None or choice.get("logprobs") is not None:
+            return None
+        if self._chat:
+            delta, name = choice["delta"], "content"
+            text = delta.get(name) if type(delta) is dict and len(delta) == 1 else None
+        else:
+            name, text = "text", choice["text"]
+        return (self._texts[name], text) if type(text) is str and name in self._texts else None
 
     def goes_on(self, choice: Mapping[str, Any]) -> bool:
         """Whether another chunk's choice may be added."""
@@ -181,7 +222,7 @@ def _length(choice: Mapping[str, Any], *, chat: bool) -> int:
     """Bytes that a choice adds to the one of the same index."""
     values = (*(choice["delta"].values() if chat else (choice["text"],)), choice.get("finish_reason"))
     logprobs = choice.get("logprobs")
-    texts = sum(len(one) if one.isalnum() and one.isascii() else json_size(one) for one in values if one is not None)
+    texts = sum(text_size(one) for one in values if one is not None)
     return texts + _AROUND + (0 if logprobs is None else json_size(logprobs))
 
 

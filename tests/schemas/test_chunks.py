@@ -77,7 +77,7 @@ def told(chunks: list[Any]) -> Any:
                     continue
                 spoken += [(name, character) for character in value or ""]
             for name, values in (choice["logprobs"] or {}).items():
-                spoken += [(name, json.dumps(value)) for value in values or []]
+                spoken += [(f"logprobs.{name}", json.dumps(value)) for value in values or []]
             if choice["finish_reason"]:
                 spoken.append(("finish", choice["finish_reason"]))
     # Of one choice, up to its end, each kind is told in order; kinds stand side by side.
