@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import aclosing
 from itertools import islice
 from types import TracebackType
@@ -19,7 +19,7 @@ import structlog
 from rejoinder.adapters import AdapterError, BlobStore, Message, Transient
 from rejoinder.adapters.cancel_marks import mark_key
 from rejoinder.worker.errors import Cancelled
-from rejoinder.worker.handler import Answer, Answered, Job
+from rejoinder.worker.handler import Answer, Job
 from rejoinder.worker.limits import Limit
 from rejoinder.worker.logs import places
 from rejoinder.worker.retry import bounded, call_until
@@ -52,16 +52,21 @@ LAST_SECONDS = 3.0
 class Stop(Limit):
     """A block of a task that a mark ends with `Cancelled`."""
 
-    __slots__ = ("_cancels", "names", "sent_at")
+    __slots__ = ("_cancels", "_job", "_message")
 
-    def __init__(self, cancels: "Cancels", names: tuple[str, ...], sent_at: float | None) -> None:
+    def __init__(self, cancels: "Cancels", message: Message, job: Job) -> None:
         super().__init__(cancels, math.inf)
         self._cancels = cancels
-        self.names = names
-        self.sent_at = sent_at
+        self._message = message
+        self._job = job
+
+    def marked(self, marks: Mapping[str, float]) -> bool:
+        """Whether one of these is for its request."""
+        sent_at = self._message.sent_at
+        return any(_is_for(marks.get(name), sent_at) for name in _names(self._message, self._job))
 
     def __enter__(self) -> "Stop":
-        if self._cancels.has_mark(self.names, self.sent_at):
+        if (marks := self._cancels.marks) and self.marked(marks):
             raise _cancelled()
         super().__enter__()
         return self
@@ -84,9 +89,9 @@ class Cancels:
 
     def __init__(self, store: BlobStore) -> None:
         self._store = store
-        self._marks: dict[str, float] = {}
+        self.marks: dict[str, float] = {}
         """What the last listing found, and when each was made."""
-        self._running: dict[str, dict[Limit, None]] = {}
+        self._running: dict[Limit, None] = {}
         self._begun = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
         self._removing: dict[str, asyncio.Task[None]] = {}
@@ -100,28 +105,17 @@ class Cancels:
 
     def stop(self, message: Message, job: Job) -> Stop:
         """A context manager whose block, which makes a request's answer, a mark ends. Raises Cancelled."""
-        return Stop(self, _names(message, job), message.sent_at)
-
-    def has_mark(self, names: Iterable[str], sent_at: float | None) -> bool:
-        """Whether one of these names was marked, as far as is known, for a request that was sent then."""
-        marks = self._marks
-        return bool(marks) and any(_is_for(marks.get(name), sent_at) for name in names)
+        return Stop(self, message, job)
 
     def add(self, limit: Limit) -> None:
         """See `Limits.add`."""
-        assert isinstance(limit, Stop)  # noqa: S101 - nobody else makes them
-        for name in limit.names:
-            self._running.setdefault(name, {})[limit] = None
+        # Found by its names only when there are marks: nearly all requests come and go without any.
+        self._running[limit] = None
         self._begun.set()
 
     def discard(self, limit: Limit) -> None:
         """See `Limits.discard`."""
-        assert isinstance(limit, Stop)  # noqa: S101
-        for name in limit.names:
-            sharing = self._running[name]
-            del sharing[limit]
-            if not sharing:
-                del self._running[name]
+        del self._running[limit]
 
     # ------------------------------------------------------------------ looking for marks
 
@@ -135,7 +129,7 @@ class Cancels:
             await asyncio.sleep(max(pause - took, min(took, SLOW)))
             if not self._running:
                 self._begun.clear()
-                self._marks = {}  # others may remove what nobody here looks at
+                self.marks = {}  # others may remove what nobody here looks at
 
     async def _look(self) -> float:
         """End what is marked. Returns after how many seconds to look again."""
@@ -148,17 +142,13 @@ class Cancels:
         self._worked("list")
         for name in self._removed:
             found.pop(name, None)
-        self._marks = found
-        marked = [
-            stop
-            for name in found.keys() & self._running.keys()
-            for stop in self._running[name]
-            if isinstance(stop, Stop) and _is_for(found[name], stop.sent_at) and not stop.expired
-        ]
-        for stop in marked:
-            stop.expire()
+        self.marks = found
+        running = self._running if found else ()
+        marked = [one for one in running if isinstance(one, Stop) and not one.expired and one.marked(found)]
+        for one in marked:
+            one.expire()
         if marked:
-            log.info("requests_cancelled", requests=len(set(marked)))
+            log.info("requests_cancelled", requests=len(marked))
         oldest = time.time() - OLD
         for name in list(islice((name for name, made in found.items() if made < oldest), SWEPT)):
             self._remove(name, 0.0)
@@ -170,20 +160,21 @@ class Cancels:
 
     # ------------------------------------------------------------------ marks that are done with
 
-    def settled(self, message: Message, answered: Iterable[Answered]) -> None:
-        """Remove the marks of a message, if it has any: it was acked, and its requests were answered so."""
-        for one in answered:
-            if self._marks or one.answer.status_code == Cancelled.status_code:
-                self._settled(message, one.answer, one.job)
+    def settled(self, message: Message, answer: Answer, job: Job | None) -> None:
+        """Remove the marks of a message, if it has any: it was acked, and its request was answered so."""
+        if self.marks or answer.status_code == Cancelled.status_code:
+            self._settled(message, answer, job)
+        for other in answer.also:
+            self.settled(message, other.answer, other.job)
 
     def _settled(self, message: Message, answer: Answer, job: Job | None) -> None:
         own, *shared = _names(message, job)
         # What was cancelled has a mark, even where the last listing is forgotten by now.
         cancelled = answer.status_code == Cancelled.status_code
-        if cancelled or own in self._marks:
+        if cancelled or own in self.marks:
             self._remove(own, 0.0)
         for name in shared:
-            if cancelled or _is_for(self._marks.get(name), message.sent_at):
+            if cancelled or _is_for(self.marks.get(name), message.sent_at):
                 self._remove(name, LINGER)
 
     def _remove(self, name: str, linger: float) -> None:
@@ -197,7 +188,7 @@ class Cancels:
                     await self._ending.wait()
             async with self._calls:
                 await call_until("remove cancel mark", lambda: bounded(self._store.remove(name)), limit=REMOVE_LIMIT)
-            self._marks.pop(name, None)
+            self.marks.pop(name, None)
             self._removed.add(name)
             self._worked("remove")
         except Exception as exc:  # noqa: BLE001 - what it is for has been answered

@@ -237,7 +237,7 @@ class Settlement:
         """It is settled for good."""
         self._turns.passed(one.held)
         if self._cancels is not None:
-            self._cancels.settled(one.held.message, (Answered(one.answer, one.held.job), *one.answer.also))
+            self._cancels.settled(one.held.message, one.answer, one.held.job)
         self._tell(one)
 
     def _tell(self, one: _Settling) -> None:

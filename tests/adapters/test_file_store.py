@@ -265,8 +265,8 @@ async def test_removing_leaves_directories_and_what_links_lead_to_outside(store,
 async def test_a_listing_that_is_left_early_leaves_no_descriptor(store, root):
     for number in range(30):
         await store.put(f"{number}/{number}/k", stream(b"x"), "text/plain")
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     listing = store.list()
     await anext(listing)
     await listing.aclose()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -60,7 +60,7 @@ async def test_a_bucket_that_goes_away_is_told_from_an_object_that_is_not_there(
         await store.remove("k")
         assert not await store.exists("k")
     async with open_blobs(url.replace("t-", "u-")) as store:
-        with pytest.raises(NotFound, match="storage.objects.list on gs://"):
+        with pytest.raises(NotFound, match=r"storage\.objects\.list on gs://"):
             await store.remove("k")
 
 

@@ -50,6 +50,10 @@ async def stream(size: int):
         yield b"x" * min(MIB, size)
 
 
+async def first_of(store):
+    return await anext(store.list())
+
+
 async def content_of(store, key):
     async with store.read(key) as blob:
         return b"".join([chunk async for chunk in blob.chunks])
@@ -113,12 +117,14 @@ async def test_a_conflict_with_a_write_that_has_won_is_false(s3_gate, bucket, si
         assert await bucket.uploads() == []
 
 
-@pytest.mark.parametrize("operation", ["read", "exists", "put"])
+@pytest.mark.parametrize("operation", ["read", "exists", "put", "remove", "list"])
 async def test_no_permission_is_denied_and_says_what_is_missing(s3_gate, bucket, operation):
     async with open_blobs(bucket.url) as store:
         s3_gate.refuse = lambda _: (403, "AccessDenied")
         calls = {"read": content_of(store, "k"), "exists": store.exists("k"), "put": store.put("k", stream(1), "t")}
+        calls |= {"remove": store.remove("k"), "list": first_of(store)}
         texts = {"read": "s3:ListBucket", "exists": "s3:ListBucket", "put": "s3:ListBucketMultipartUploads"}
+        texts |= {"remove": "s3:DeleteObject", "list": "s3:ListBucket"}
         with pytest.raises(Denied, match=texts[operation]):
             await calls.pop(operation)
         for call in calls.values():

@@ -515,7 +515,7 @@ async def test_a_limit_that_runs_out_with_the_mark_and_a_lost_lease_are_told_apa
 
         task = asyncio.create_task(held())
         await asyncio.sleep(0)
-        (stop,) = cancels._running["id"]
+        (stop,) = cancels._running
         stop.expire()
         task.cancel()  # as a lost lease does, in the same turn
         with pytest.raises(asyncio.CancelledError):
