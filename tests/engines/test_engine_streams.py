@@ -4,17 +4,15 @@ import asyncio
 import json
 
 import pytest
+import test_engine_conformance
 from engine_conformance import streamed
 from engine_harness import chat, completion, eventually
 from needs import needs
 from stream_harness import joined, stream, streams
-from test_engine_conformance import (  # noqa: F401  # the same engines, built in the same way
-    engine,
-    model,
-    pytest_generate_tests,
-    subject,
-)
 
+# The same engines, built in the same way.
+engine, model, subject = test_engine_conformance.engine, test_engine_conformance.model, test_engine_conformance.subject
+pytest_generate_tests = test_engine_conformance.pytest_generate_tests
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), needs("streams")]
 
 NEIGHBOURS = 16
@@ -73,7 +71,11 @@ async def test_a_stop_string_never_leaks(engine, subject):
 
 
 async def test_characters_of_several_tokens(engine, subject):
-    hot = {"prompt": "日本語 🦊👩‍🚀", "temperature": 2, "max_tokens": 24}  # of a byte-level model: all kinds of broken ones
+    hot = {
+        "prompt": "日本語 🦊👩‍🚀",
+        "temperature": 2,
+        "max_tokens": 24,
+    }  # and broken ones
     told = await held(engine, subject, [completion({**hot, "seed": seed}) for seed in range(24)])
     texts = ["".join(chunk["choices"][0]["text"] for chunk in chunks) for chunks, _ in told]
     assert any("\ufffd" in text for text in texts)

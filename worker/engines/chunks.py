@@ -12,8 +12,9 @@ from rejoinder.worker.engines.answers import Choice
 from rejoinder.worker.engines.protocol import EngineRequest
 
 INTERVAL = 0.02
-"""Seconds between two chunks of a request, but for a choice's first and last. Each chunk is a message between
-processes, and the text in it is decoded at once: with one for each token a batch of 32 loses a fifth of its speed."""
+"""Seconds between two chunks of a request, but for a choice's first and last. A token that is decoded alone and is a
+chunk and a message between processes of its own takes 13 us of a processor, one of eight in a chunk 3 us; a GPU makes
+ten thousand a second."""
 
 Take = Callable[[], str]
 """What can be told of a choice's text and was not yet."""

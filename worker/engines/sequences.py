@@ -136,6 +136,7 @@ def answer(
     model: str,
     prompts: Sequence[Sequence[int]],
     choices: Sequence[Choice],
+    *,
     chunks: Chunks | None,
 ) -> dict[str, Any]:
     """The response's body: of a stream, the last chunk."""

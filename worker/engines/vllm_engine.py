@@ -89,7 +89,7 @@ class VllmEngine:
 
     @property
     def progress(self) -> int:
-        """Outputs of vLLM: one for each sequence's first token, for every `EVERY` further ones (of a stream each), and for its end."""
+        """Outputs of vLLM: for each sequence's first token, every `EVERY` further ones (of a stream each), its end."""
         return self._steps
 
     @property
@@ -146,9 +146,9 @@ class VllmEngine:
         every = EVERY if request.emit is None else 1
         asked = [(one, _sampling(body, self._limits.vocabulary, one, every)) for one in plan]
         with sequences.chunks_of(request, body, model) as chunks:
-            calls = [self._sequence(llm, text, share, one, how, chunks) for one, how in asked]
+            calls = [self._sequence(llm, text, share, one, how, chunks=chunks) for one, how in asked]
             choices = await sequences.together(calls)
-            return sequences.answer(request, body, model, prompts, choices, chunks)
+            return sequences.answer(request, body, model, prompts, choices, chunks=chunks)
 
     async def _sequence(
         self,
@@ -157,6 +157,7 @@ class VllmEngine:
         share: asyncio.Semaphore,
         one: Planned,
         sampling: SamplingParams,
+        *,
         chunks: Chunks | None,
     ) -> Choice:
         said, tokens, known = "", list[int](), list[Mapping[int, Any]]()

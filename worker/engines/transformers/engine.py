@@ -146,7 +146,7 @@ class TransformersEngine:
         with sequences.chunks_of(request, body, model) as chunks:
             choices = await sequences.together([self._sequence(share, body, one, grammar, chunks) for one in plan])
             self._finished += 1
-            return sequences.answer(request, body, model, prompts, choices, chunks)
+            return sequences.answer(request, body, model, prompts, choices, chunks=chunks)
 
     async def _sequence(
         self, share: asyncio.Semaphore, body: Body, one: Planned, grammar: Grammar | None, chunks: Chunks | None

@@ -24,9 +24,11 @@ class Text:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, eos: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._eos = eos
-        known = zip(_BYTES, tokenizer.convert_tokens_to_ids(_BYTES), strict=True)
+        ids: Any = tokenizer.convert_tokens_to_ids(_BYTES)
         special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-        self._open = frozenset(special.union(token for name, token in known if _is(tokenizer, token, name)))
+        self._open = frozenset(
+            special.union(token for name, token in zip(_BYTES, ids, strict=True) if _is(tokenizer, token, name))
+        )
         # The first call sets padding and truncation off, which no other thread may see half done.
         self.encode("x")
 
