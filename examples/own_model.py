@@ -43,8 +43,9 @@ class Speaker:
     """The model, and how it is asked."""
 
     def __init__(self, deployment: Deployment, device: str) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(deployment.model)
-        self.model = AutoModelForCausalLM.from_pretrained(deployment.model).to(device).eval()
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(deployment.model)
+        model: Any = AutoModelForCausalLM.from_pretrained(deployment.model)
+        self.model = model.to(device).eval()
         self.max_tokens = deployment.max_tokens
 
     def generate(self, question: Question, context: Context, streamer: Any = None) -> str:
@@ -78,7 +79,7 @@ def answer(question: Question, state: Speaker, context: Context) -> dict[str, st
 @generate_stream("/answer", concurrency=1)
 def stream(question: Question, state: Speaker, context: Context) -> Iterator[str]:
     """The words as they come."""
-    streamer = TextIteratorStreamer(state.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer: Any = TextIteratorStreamer(state.tokenizer, skip_prompt=True, skip_special_tokens=True)
     with ThreadPoolExecutor(1) as thread:
         running = thread.submit(state.generate, question, context, streamer)
         running.add_done_callback(lambda _: streamer.end())  # also where it failed: nobody waits for ever

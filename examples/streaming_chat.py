@@ -62,10 +62,11 @@ async def chat(arguments: argparse.Namespace) -> int:
         await cancel(cancels_of(requests=arguments.requests), [name])
         last = await reading
     print()
+    said: Any = last.body
     if last.status_code >= 400:
-        print(f"{last.status_code}: {last.body['error']['message']}", file=sys.stderr)
+        print(f"{last.status_code}: {said['error']['message']}", file=sys.stderr)
         return 1
-    print(f"{last.body['usage']['completion_tokens']} tokens", file=sys.stderr)
+    print(f"{said['usage']['completion_tokens']} tokens", file=sys.stderr)
     return 0
 
 

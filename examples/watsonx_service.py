@@ -72,7 +72,7 @@ def below(root: Path, reference: dict[str, Any]) -> Path:
     Raises:
         PermissionError: it is outside.
     """
-    path = (root / reference["location"]["path"]).resolve()
+    path = (root / str(reference["location"]["path"])).resolve()
     if not path.is_relative_to(root):
         raise PermissionError(f"{path} is not below {root}")
     return path
