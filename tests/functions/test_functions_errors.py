@@ -1,6 +1,8 @@
 """What a function raises or returns becomes which error, and what of it anybody gets to read."""
 
 import asyncio
+import contextlib
+import gc
 
 import pytest
 import structlog
@@ -215,3 +217,37 @@ async def test_in_a_batch_of_64_three_poisonous_items_fail_alone(tmp_path):
         assert all(type(outcomes[n]) is Failed for n in bad)
         assert [outcomes[n] for n in range(64) if n not in bad] == [2 * n for n in range(64) if n not in bad]
         assert (await ask(engine, path="/calls"))[0] == 64
+
+
+@pytest.mark.parametrize("path", ["/sync", "/async", "/batch", "/stream"])
+async def test_a_failure_is_freed_with_its_frames_at_once(tmp_path, path):
+    source = """
+        import weakref
+        refs = []
+        def made():
+            error = ValueError("large locals hang on it")
+            refs.append(weakref.ref(error))
+            return error
+        @generate("/sync")
+        def sync(body, context): raise made()
+        @generate("/async")
+        async def in_loop(body, context): raise made()
+        @generate_batch("/batch")
+        def batch(bodies, contexts): raise made()
+        @generate_stream("/stream")
+        def stream(body, context):
+            yield 1
+            raise made()
+        @generate("/alive")
+        def alive(body): return sum(ref() is not None for ref in refs)
+    """
+    gc.collect()
+    gc.disable()
+    try:
+        async with serving(tmp_path, source) as engine:
+            for _ in range(5):
+                with contextlib.suppress(Failed):
+                    await ask(engine, path=path, emit=[].append if path == "/stream" else None)
+            assert await ask(engine, path="/alive") == 0
+    finally:
+        gc.enable()

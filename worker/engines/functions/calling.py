@@ -62,6 +62,7 @@ class Single(_Caller):
     def __init__(self, function: Function, deployment: Deployment, threads: Threads, lane: asyncio.Semaphore) -> None:
         super().__init__(function, deployment, threads)
         self._lane = lane
+        self._loop = asyncio.get_running_loop()
 
     async def serve(self, request: EngineRequest, task: Task) -> Any:
         """See `Caller`."""
@@ -139,7 +140,7 @@ class Streamed(Single):
             return chunks
         if isinstance(chunks, str | bytes | Mapping) or not hasattr(chunks, "__iter__"):
             raise _yields_nothing(chunks)
-        call, give = work.future.get_loop().call_soon_threadsafe, self.function.give
+        call, give = self._loop.call_soon_threadsafe, self.function.give
         try:
             for chunk in chunks:
                 if work.cancelled:
@@ -162,9 +163,7 @@ def _deliver(work: Work, emit: Callable[[Any], None], chunk: Any) -> None:
     try:
         emit(chunk)
     except Exception as exc:  # noqa: BLE001  # too much waits to be sent, or the like: the request's error
-        work.cancelled = True
-        if not work.future.done():
-            work.future.set_exception(exc)
+        work.cancelled, work.failure = True, exc
 
 
 class Together(_Caller):

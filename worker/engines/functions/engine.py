@@ -174,9 +174,12 @@ class FunctionsEngine:
                 task.uncancel()
                 raise Unavailable("the engine is stopping; the request will be tried again") from exc
             error = failure(exc, request.response_id)
-            if error is exc:
-                raise  # from itself it would keep itself alive
-            raise error from exc
+            try:
+                if error is exc:
+                    raise
+                raise error from exc
+            finally:
+                del error  # its traceback keeps this frame
         finally:
             self._running.discard(task)
             self._done += 1

@@ -17,16 +17,15 @@ STOP_SECONDS = 2.0
 class Work:
     """One call in a thread."""
 
-    __slots__ = ("call", "cancelled", "ended", "future", "over", "release")
+    __slots__ = ("call", "cancelled", "ended", "failure", "over", "release")
 
-    def __init__(
-        self, call: Callable[["Work"], Any], future: "asyncio.Future[Any]", release: Callable[[], None] | None
-    ) -> None:
+    def __init__(self, call: Callable[["Work"], Any], release: Callable[[], None] | None) -> None:
         self.call = call
-        self.future = future
         self.release = release
         self.cancelled = False
         """Nobody waits for its result any more."""
+        self.failure: Exception | None = None
+        """Raised in place of what the call returns or raises."""
         self.over = False
         self.ended: asyncio.Future[None] | None = None
 
@@ -44,7 +43,7 @@ class Threads:
     def __init__(self, *, linger: bool = False) -> None:
         self._loop = asyncio.get_running_loop()
         self._linger = linger
-        self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Work, asyncio.Future[Any]] | None] = queue.SimpleQueue()
         self._threads = 0
         self._busy = 0
         self._lingering: set[Work] = set()
@@ -64,7 +63,7 @@ class Threads:
         Raises:
             Unavailable: there can be no further thread now.
         """
-        work = Work(call, self._loop.create_future(), release)
+        work, future = Work(call, release), self._loop.create_future()
         self._busy += 1
         try:
             if self._busy > self._threads:
@@ -72,40 +71,44 @@ class Threads:
         except RuntimeError as exc:
             self._leave(work)
             raise Unavailable(f"no thread for the function could be started: {exc}") from exc
-        self._queue.put(work)
+        self._queue.put((work, future))
         try:
-            return await work.future
+            return await future
         except asyncio.CancelledError:
             work.cancelled = True
             if self._linger if linger is None else linger:
                 await self._end_of(work)
             raise
+        finally:
+            del future  # it keeps an error, whose traceback keeps this frame
 
     def _start_one(self) -> None:
         threading.Thread(target=self._serve, name=f"function-{self._threads}", daemon=True).start()
         self._threads += 1
 
     def _serve(self) -> None:
-        while (work := self._queue.get()) is not None:
+        while (job := self._queue.get()) is not None:
+            work, future = job
             result, error = None, None
             try:
                 result = work.call(work)
             except BaseException as exc:  # noqa: BLE001  # the user's code: whatever it is, its caller is told
                 error = carried(exc)
             try:
-                self._loop.call_soon_threadsafe(self._settle, work, result, error)
+                self._loop.call_soon_threadsafe(self._settle, work, future, result, error)
             except RuntimeError:  # the loop is closed: nobody waits for anything
                 return
-            del work, result, error  # nothing of it stays while this thread waits
+            del job, work, future, result, error  # nothing of it stays while this thread waits
 
-    def _settle(self, work: Work, result: Any, error: Exception | None) -> None:
+    def _settle(self, work: Work, future: "asyncio.Future[Any]", result: Any, error: Exception | None) -> None:
         self._leave(work)
-        if work.future.done():
+        error = work.failure or error
+        if future.done():
             return
         if error is None:
-            work.future.set_result(result)
+            future.set_result(result)
         else:
-            work.future.set_exception(error)
+            future.set_exception(error)
 
     def _leave(self, work: Work) -> None:
         self._busy -= 1
