@@ -176,10 +176,11 @@ class StreamWriter:
             size = self._gathered(chunk)
         except (ValueError, TypeError) as exc:
             log.error("chunk_not_json", response_id=self._response_id, error=str(exc))
-            self._fail(NotGiven(f"a chunk of the stream cannot be written as JSON: {exc}"))
+            self._end_with(NotGiven(f"a chunk of the stream cannot be written as JSON: {exc}"))
             return
         if size > self._room:
-            self._fail(_too_large(f"a chunk of {size} bytes; {self._room} are carried"))
+            self._items.pop()
+            self._end_with(_too_large(f"a chunk of {size} bytes; {self._room} are carried"))
             return
         self._waiting += size
         self._count(size)
@@ -331,10 +332,14 @@ class StreamWriter:
         self._count(-self._counted)
 
     def _fail(self, error: RequestError | AdapterError) -> None:
-        """Let the error be the stream's end, and end the engine's work on it."""
+        """The same, and publish nothing of what waits."""
+        self._end_with(error)
+        self._drop()
+
+    def _end_with(self, error: RequestError | AdapterError) -> None:
+        """Let the error be the stream's end, and end the engine's work on it. What came before it is published."""
         if self._failure is None:
             self._failure = error
-        self._drop()
         if self._stop is not None:
             self._stop()
 

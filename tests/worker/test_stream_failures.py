@@ -79,6 +79,20 @@ async def test_a_chunk_that_cannot_be_sent_is_the_end_of_its_stream_alone(
         await until_empty(it)
 
 
+@pytest.mark.parametrize("chunk", [float("nan"), "x" * 300_000])
+async def test_what_was_said_before_a_bad_chunk_is_published(chunk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rejoinder.adapters.memory.MemoryTopic.max_body", 262_144)
+    async with bench(Talker(), stream_interval_ms=60_000) as it:
+        engine = await streaming_bench(it, "a")
+        engine.say("a", 1)
+        await it.responses_until(1)
+        engine.say("a", 2, 3, chunk, 4)
+        got = await it.responses_until(3)
+        assert places(got[:2]) == [(1, 0, False), ([2, 3], 1, False)]
+        assert (got[2]["status_code"], got[2]["stream"]) == (500, place(2, done=True, chunks=0))
+        await until_empty(it)
+
+
 async def test_a_bad_chunk_just_before_the_end_is_the_answer_too() -> None:
     async with bench(Talker()) as it:
         engine = await streaming_bench(it, "a")
