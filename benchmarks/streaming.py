@@ -7,7 +7,11 @@ with its engine in another, over queues of the embedded broker (SQLite). Here it
 first chunk, there from the publish to the receipt of the stream's first message. Each run has a prompt of its own,
 which neither side has in its cache.
 
-Speed: `--batch` completions at once, streamed and not, in turn, in the worker's engine process alone.
+Speed: `--batch` chats at once, streamed and not, in turn, in an engine process alone, by the clock and by the processor
+time of both processes.
+
+Each token: the processor time of this side of a stream, which decodes it, makes its chunk and the message between
+processes, with a chunk for each token and with one for eight.
 """
 
 import argparse
@@ -24,6 +28,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from benchmarks.engine import models
 from rejoinder.adapters import Outgoing, Subscription, Topic, open_subscription, open_topic
@@ -84,7 +90,16 @@ async def worker(model: str, threads: int) -> AsyncIterator[tuple[Topic, Subscri
         base = f"sqlite:///{Path(folder) / 'bench.db'}"
         queues = {"requests": f"{base}?queue=requests", "responses": f"{base}?queue=responses"}
         process = subprocess.Popen(
-            [sys.executable, "-m", "rejoinder.cli.main", "worker", "--model", model, f"--threads={threads}"]
+            [
+                sys.executable,
+                "-m",
+                "rejoinder.cli.main",
+                "worker",
+                "--model",
+                model,
+                f"--threads={threads}",
+                "--log-level=warning",
+            ]
             + [f"--{name}={url}" for name, url in queues.items()]
         )
         try:
@@ -127,23 +142,30 @@ async def speed(arguments: argparse.Namespace) -> None:
     engine = EngineProcess(FACTORY, {"model": arguments.model, "threads": arguments.threads})
     await engine.start()
     rates: dict[bool, list[float]] = {False: [], True: []}
+    frugal: dict[bool, list[float]] = {False: [], True: []}  # tokens per second of the processor
     try:
         for run in range(-1, arguments.batch_runs):
             for streamed in (False, True):
-                rate, chunks = await _batch(engine, arguments, streamed=streamed)
+                rate, processor, chunks = await _batch(engine, arguments, streamed=streamed)
                 if run >= 0:  # the first of each warms it up
                     rates[streamed].append(rate)
-                    print(f"streamed {streamed}: {rate:.1f} tokens/s, {chunks} chunks", file=sys.stderr, flush=True)
+                    frugal[streamed].append(processor)
+                    said = f"{rate:.1f} tokens/s, {processor:.1f} of the processor, {chunks} chunks"
+                    print(f"streamed {streamed}: {said}", file=sys.stderr, flush=True)
     finally:
         await engine.stop()
-    ratio = statistics.median(b / a for a, b in zip(rates[False], rates[True], strict=True))
+    clock, processor = (_ratio(found) for found in (rates, frugal))
     print(
         f"{arguments.batch} at once, medians of {arguments.batch_runs}: {statistics.median(rates[False]):.1f} tokens/s"
-        f" in one piece, {statistics.median(rates[True]):.1f} streamed; median ratio {ratio:.2f}"
+        f" in one piece; streamed {clock:.2f} of it by the clock, {processor:.3f} by the processor"
     )
 
 
-async def _batch(engine: Engine, arguments: argparse.Namespace, *, streamed: bool) -> tuple[float, int]:
+def _ratio(found: dict[bool, list[float]]) -> float:
+    return statistics.median(b / a for a, b in zip(found[False], found[True], strict=True))
+
+
+async def _batch(engine: Engine, arguments: argparse.Namespace, *, streamed: bool) -> tuple[float, float, int]:
     chunks: list[Any] = []
     requests = [
         EngineRequest("/v1/chat/completions", chat(number, arguments.max_tokens), f"r{number}", 0)
@@ -151,10 +173,48 @@ async def _batch(engine: Engine, arguments: argparse.Namespace, *, streamed: boo
     ]
     for request in requests:
         request.emit = chunks.append if streamed else None
-    began = time.perf_counter()
+    began, processor = time.perf_counter(), _processor_seconds()
     answers = await asyncio.gather(*map(engine.generate, requests))
-    seconds = time.perf_counter() - began
-    return sum(answer["usage"]["completion_tokens"] for answer in answers) / seconds, len(chunks)
+    seconds, processor = time.perf_counter() - began, _processor_seconds() - processor
+    tokens = sum(answer["usage"]["completion_tokens"] for answer in answers)
+    return tokens / seconds, tokens / processor, len(chunks)
+
+
+def _processor_seconds() -> float:
+    """Of this process and all below it, so far."""
+    this = psutil.Process()
+    return sum(sum(one.cpu_times()[:2]) for one in [this, *this.children(recursive=True)])
+
+
+async def each_token(model: str) -> None:
+    """Print what a token of a stream costs."""
+    from transformers import AutoTokenizer
+
+    from rejoinder.worker.engines import chunks
+    from rejoinder.worker.engines.frames import encode
+    from rejoinder.worker.engines.transformers.deltas import Deltas
+    from rejoinder.worker.engines.transformers.text import Text
+
+    text = Text(AutoTokenizer.from_pretrained(model), frozenset())
+    tokens = text.encode(TEXT * 20)[:400]
+    chunks.INTERVAL = 0.0
+    for every in (1, 8):
+        found = []
+        for _ in range(20):
+            deltas = Deltas(text, ())
+            told = chunks.Chunks(
+                EngineRequest("/v1/chat/completions", {}, "r", 0),
+                lambda chunk: encode({"kind": "chunk", "id": 1, "body": chunk}),
+                "model",
+                chat=True,
+            )
+            began = time.process_time()
+            for end in range(1, len(tokens) + 1):
+                deltas.push(tokens[:end])
+                if end % every == 0:
+                    told.more(0, deltas.take)
+            found.append((time.process_time() - began) / len(tokens))
+        print(f"a chunk for {every} tokens: {statistics.median(found) * 1e6:.1f} us of a processor for each token")
 
 
 def main() -> None:
@@ -168,6 +228,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     arguments.model = models.directory(arguments.model)
+    asyncio.run(each_token(arguments.model))
     if arguments.runs:
         asyncio.run(first_chunks(arguments))
     if arguments.batch_runs:

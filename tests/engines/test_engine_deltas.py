@@ -124,3 +124,12 @@ def test_a_token_that_ends_a_sequence_is_not_told(vocabulary):
     deltas = Deltas(text, (), stop_tokens={tokens[-1]})
     deltas.push(tokens)
     assert deltas.take() == text.decode(tokens, {tokens[-1]}) != text.decode(tokens)
+
+
+def test_tokens_without_a_text_are_no_context(vocabulary):
+    """A model's vocabulary can be larger than its tokenizer's."""
+    text, size = vocabulary
+    begun = [*text.encode("a"), *[size + 1] * 6]
+    tokens = [*begun, *text.encode("\u2581a")]
+    pieces = Pieces(text)
+    assert pieces.read(begun) + pieces.read(tokens) == text.decode(tokens)
