@@ -2,10 +2,10 @@
 
     uv run python -m benchmarks.streaming [--runs 20] [--model smollm2] [--batch 32] [--batch-runs 5]
 
-First chunk: one chat at a time, in turn to an engine in this process and to `rejoinder worker`, a process of its own
-with its engine in another, over queues of the embedded broker (SQLite). Here it is the time from `generate` to the
-first chunk, there from the publish to the receipt of the stream's first message. Each run has a prompt of its own,
-which neither side has in its cache.
+First chunk: one chat at a time through a worker in this process, its engine in another, and queues of the embedded
+broker (SQLite). Of each request two times are taken: in the engine process from `generate` to the first chunk, and from
+the publish of the request to the receipt of the stream's first message. Each has a prompt of its own, which is in no
+cache.
 
 Speed: `--batch` chats at once, streamed and not, in turn, in an engine process alone, by the clock and by the processor
 time of both processes.
@@ -18,14 +18,10 @@ import argparse
 import asyncio
 import json
 import random
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +44,37 @@ def chat(number: int, max_tokens: int) -> dict[str, Any]:
     return {"messages": turns, "max_tokens": max_tokens, "temperature": 0}
 
 
-async def in_engine(engine: Engine, number: int, max_tokens: int) -> float:
-    """Milliseconds to the first chunk of the engine itself."""
-    first: list[float] = []
-    request = EngineRequest("/v1/chat/completions", chat(number, max_tokens), f"r{number}", 0)
-    request.emit = lambda _: first.append(time.perf_counter())
-    began = time.perf_counter()
-    await engine.generate(request)
-    return (first[0] - began) * 1000
+class Stamped:
+    """The engine, which notes for each stream how long its first chunk took. It runs in the engine process."""
+
+    def __init__(self, engine: Engine, notes: str) -> None:
+        self._engine = engine
+        self._notes = notes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def generate(self, request: EngineRequest) -> Any:
+        """As the engine does."""
+        began, emit = time.perf_counter(), request.emit
+        first: list[float] = []
+
+        def stamped(chunk: Any) -> None:
+            first.append(time.perf_counter())
+            emit(chunk)  # type: ignore[misc]  # asked below
+
+        request.emit = stamped if emit else None
+        answer = await self._engine.generate(request)
+        if first:
+            await asyncio.to_thread(Path(self._notes).write_text, repr((first[0] - began) * 1000))
+        return answer
+
+
+def create(config: dict[str, Any]) -> Any:
+    """The engine of the worker that is measured."""
+    from rejoinder.worker.engines.transformers.engine import create as create_engine
+
+    return Stamped(create_engine({name: config[name] for name in config if name != "notes"}), config["notes"])
 
 
 async def through_worker(topic: Topic, responses: Subscription, number: int, max_tokens: int) -> float:
@@ -83,55 +102,35 @@ async def through_worker(topic: Topic, responses: Subscription, number: int, max
                 return ((first or now) - began) * 1000
 
 
-@asynccontextmanager
-async def worker(model: str, threads: int) -> AsyncIterator[tuple[Topic, Subscription]]:
-    """A worker process that has served once, its requests and its responses."""
-    with tempfile.TemporaryDirectory() as folder:
-        base = f"sqlite:///{Path(folder) / 'bench.db'}"
-        queues = {"requests": f"{base}?queue=requests", "responses": f"{base}?queue=responses"}
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "rejoinder.cli.main",
-                "worker",
-                "--model",
-                model,
-                f"--threads={threads}",
-                "--log-level=warning",
-            ]
-            + [f"--{name}={url}" for name, url in queues.items()]
-        )
-        try:
-            async with open_topic(queues["requests"]) as topic, open_subscription(queues["responses"]) as responses:
-                await through_worker(topic, responses, -1, 4)
-                yield topic, responses
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
-
-
 async def first_chunks(arguments: argparse.Namespace) -> None:
-    """Print the medians of both sides."""
-    from rejoinder.worker.engines.transformers.engine import create
+    """Print the medians, both of the same requests."""
+    from rejoinder.worker.engines.host import EngineProcess
+    from rejoinder.worker.service import StopSignals, serve
+    from rejoinder.worker.settings import Settings
 
-    engine = create({"model": arguments.model, "threads": arguments.threads})
-    await engine.start()
-    try:
-        async with worker(arguments.model, arguments.threads) as (topic, responses):
-            await in_engine(engine, -1, 4)
-            bare, through = [], []
-            for number in range(arguments.runs):
-                bare.append(await in_engine(engine, number, arguments.max_tokens))
-                through.append(await through_worker(topic, responses, number, arguments.max_tokens))
-                print(f"run {number}: {bare[-1]:.1f} ms, {through[-1]:.1f} ms", file=sys.stderr, flush=True)
-    finally:
-        await engine.stop()
+    with tempfile.TemporaryDirectory() as folder:
+        base, notes = f"sqlite:///{Path(folder) / 'bench.db'}", Path(folder) / "first"
+        queues = {"requests": f"{base}?queue=requests", "responses": f"{base}?queue=responses"}
+        config = {"model": arguments.model, "threads": arguments.threads, "notes": str(notes)}
+        signals = StopSignals()
+        settings = Settings(**queues, model=arguments.model)
+        engine = EngineProcess("benchmarks.streaming:create", config)
+        worker = asyncio.create_task(serve(settings, signals, engine))
+        bare, through = [], []
+        async with open_topic(queues["requests"]) as topic, open_subscription(queues["responses"]) as responses:
+            for number in range(-1, arguments.runs):
+                took = await through_worker(topic, responses, number, arguments.max_tokens)
+                if number >= 0:  # the first one waited for the model
+                    bare.append(float(notes.read_text()))
+                    through.append(took)
+                    print(f"run {number}: {bare[-1]:.1f} ms, {took:.1f} ms", file=sys.stderr, flush=True)
+        signals.receive("SIGTERM")
+        await worker
     more = statistics.median(b - a for a, b in zip(bare, through, strict=True))
+    times = statistics.median(b / a for a, b in zip(bare, through, strict=True))
     print(
         f"time to the first chunk, medians of {arguments.runs}: {statistics.median(bare):.1f} ms in the engine,"
-        f" {statistics.median(through):.1f} ms through a worker: {more:.1f} ms more,"
-        f" {statistics.median(through) / statistics.median(bare):.2f} times"
+        f" {statistics.median(through):.1f} ms through a worker: {more:.1f} ms more, {times:.2f} times"
     )
 
 
