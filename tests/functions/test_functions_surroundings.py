@@ -85,9 +85,12 @@ async def test_what_an_app_starts_can_be_ended_by_a_signal(tmp_path):
             return started.wait(20)
         @generate("/forked")
         def forked(body):
+            ready, say = os.pipe()
             if not (pid := os.fork()):
-                time.sleep(600)
+                os.write(say, b"1")
+                time.sleep(60)
                 os._exit(0)
+            os.read(ready, 1)  # before that it may still have its parent's handlers
             os.kill(pid, signal.SIGTERM)
             return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         @generate("/itself")
