@@ -179,6 +179,8 @@ class ChildProcess:
         kind = frame["kind"]
         if kind == "chunk":
             self._calls.chunk(frame)
+        elif kind == "waiting":
+            self._calls.waiting(frame)
         elif kind in {"result", "error", "ended"}:
             self.completed += kind == "result"
             self._calls.settle(frame)
