@@ -40,7 +40,7 @@ class Sampling(Strict):
     RULES: ClassVar[Mapping[str, str]] = {
         "stop": f"must be a non-empty string or a list of at most {MAX_STOPS}, each of at most"
         f" {MAX_STOP_CHARACTERS} characters",
-        "stream": "is not supported yet: leave it out or set it to false",
+        "stream": "is not supported in the body: leave it out, and set options.stream of the request to true",
         "stop_token_ids": f"must be a list of at most {MAX_STOPS} token ids",
         "logit_bias": "is not supported: leave it out",
     }

@@ -14,7 +14,7 @@ for folder in ("tests/support", "tests/engines", "localstack", "benchmarks/soak"
 
 pytest_plugins = ["aws_stand_in", "cloud", "gcs_service", "s3_gate"]
 
-LONG = ("tests/worker/test_soak.py", "tests/brokers/", "tests/engines/", "tests/conformance/")
+LONG = ("tests/worker/test_soak.py", "tests/brokers/", "tests/examples/", "tests/engines/", "tests/conformance/")
 """What takes longest for its number of files, in the order of running: the short ones come last, so that the two
 processes end together."""
 

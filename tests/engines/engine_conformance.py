@@ -55,6 +55,8 @@ class Subject:
     """Whether two bodies are what one request should get."""
     shapes: Mapping[str, Any] = field(default_factory=lambda: {"/v1/completions": Completion})
     """For each path the type of its response, where it is OpenAI's."""
+    streams: bool = False
+    """Whether it streams, in OpenAI's chunks."""
     fixture: str | None = None
     """Of pytest, what it needs."""
 
@@ -90,6 +92,11 @@ def long_text(number: int) -> EngineRequest:
 def refused(body: Any, error: type[RequestError], param: str | None, make: Any = completion) -> Bad:
     """A bad request, by default a completion."""
     return Bad(make(body, f"bad-{param}"), error, param)
+
+
+def streamed(request: EngineRequest, emit: Callable[[Any], None] | None = None) -> EngineRequest:
+    """The request as one that asks for a stream."""
+    return dataclasses.replace(request, emit=emit or [].append)
 
 
 def words(number: int) -> str:
@@ -136,6 +143,7 @@ BAD_VECTOR = (
     refused({"input": "fox", "dimensions": 1000}, BadRequest, "dimensions", embeddings),
     refused({"input": "fox", "model": "other"}, Missing, "model", embeddings),
     refused("no object", BadRequest, None, embeddings),
+    Bad(streamed(embeddings({"input": "fox"})), BadRequest, "options.stream"),
 )
 BAD_RANKING = (
     refused({"query": "fox", "documents": []}, BadRequest, "documents", rerank),
@@ -143,6 +151,7 @@ BAD_RANKING = (
     refused({"query": "fox", "documents": ["dog"], "top_n": 0}, BadRequest, "top_n", rerank),
     refused({"query": "fox", "documents": ["dog"], "model": "other"}, Missing, "model", rerank),
     refused("no object", BadRequest, None, rerank),
+    Bad(streamed(rerank({"query": "fox", "documents": ["dog"]})), BadRequest, "options.stream"),
 )
 CHAT = {"/v1/completions": Completion, "/v1/chat/completions": ChatCompletion}
 
@@ -151,7 +160,13 @@ def transformers(name: str, family: str, good: Callable[[int], EngineRequest], *
     """The transformers engine in this process."""
     settings = {**SMALL, "max_model_len": CONTEXT, **config}
     return Subject(
-        name, lambda model: create({"model": model(family), **settings}), good, BAD_TEXT, long_text, shapes=CHAT
+        name,
+        lambda model: create({"model": model(family), **settings}),
+        good,
+        BAD_TEXT,
+        long_text,
+        shapes=CHAT,
+        streams=True,
     )
 
 
@@ -256,6 +271,7 @@ SUBJECTS = [
         BAD_TEXT,
         long_text,
         shapes=CHAT,
+        streams=True,
         fixture="fake",
     ),
 ]

@@ -23,9 +23,12 @@ class LoggingProcess:
         command: What follows the interpreter.
         log: The file; appended to, so that several processes may share it.
         env: Beside the environment of the tests.
+        cwd: Where it runs. Default: where the tests do.
     """
 
-    def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> None:
         self.log = log
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
@@ -34,6 +37,7 @@ class LoggingProcess:
                 stderr=stderr,
                 env={**os.environ, "PYTHONWARNINGS": "error", **(env or {})},
                 start_new_session=True,
+                cwd=cwd,
             )
 
     def events(self, name: str | None = None) -> list[dict[str, Any]]:

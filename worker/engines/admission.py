@@ -10,6 +10,7 @@ from typing import Any
 
 from rejoinder.schemas.openai import BODIES, ChatCompletionRequest, CompletionRequest
 from rejoinder.schemas.problems import Model, Problem, check
+from rejoinder.worker.engines.protocol import EngineRequest
 from rejoinder.worker.errors import BadRequest, Missing, RequestTooLarge
 
 COMPLETION_TOKENS = 16
@@ -64,6 +65,18 @@ def checked(model: type[Model], body: Any) -> Model:
         return check(model, body)
     except Problem as exc:
         raise BadRequest(str(exc), param=exc.param) from exc
+
+
+def no_stream(request: EngineRequest, what: str) -> None:
+    """Refuse a stream of what comes in one piece.
+
+    Raises:
+        BadRequest: the request asks for one.
+    """
+    if request.emit is not None:
+        raise BadRequest(
+            f"options.stream is not supported for {what}: leave it out or set it to false", param="options.stream"
+        )
 
 
 def served_name(asked: str | None, served: Sequence[str]) -> str:

@@ -60,12 +60,12 @@ def completion(request: EngineRequest, model: str, prompt_tokens: int, choices: 
             {
                 "index": index,
                 "text": choice.text,
-                "logprobs": None if choice.places is None else _completion_logprobs(choice.places),
+                "logprobs": None if choice.places is None else completion_logprobs(choice.places),
                 "finish_reason": choice.finish_reason,
             }
             for index, choice in enumerate(choices)
         ],
-        "usage": _usage(prompt_tokens, choices),
+        "usage": usage(prompt_tokens, choices),
     }
 
 
@@ -82,16 +82,17 @@ def chat_completion(
             {
                 "index": index,
                 "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                "logprobs": None if choice.places is None else _chat_logprobs(choice.places),
+                "logprobs": None if choice.places is None else chat_logprobs(choice.places),
                 "finish_reason": choice.finish_reason,
             }
             for index, choice in enumerate(choices)
         ],
-        "usage": _usage(prompt_tokens, choices),
+        "usage": usage(prompt_tokens, choices),
     }
 
 
-def _completion_logprobs(places: Sequence[Place]) -> dict[str, Any]:
+def completion_logprobs(places: Sequence[Place]) -> dict[str, Any]:
+    """Of a choice of a text completion."""
     return {
         "tokens": [place.drawn.token for place in places],
         "token_logprobs": [_told(place.drawn.logprob) for place in places],
@@ -108,7 +109,8 @@ def _by_token(candidates: Sequence[Candidate]) -> dict[str, float]:
     return told
 
 
-def _chat_logprobs(places: Sequence[Place]) -> dict[str, Any]:
+def chat_logprobs(places: Sequence[Place]) -> dict[str, Any]:
+    """Of a choice of a chat completion."""
     content = [{**_candidate(place.drawn), "top_logprobs": list(map(_candidate, place.top))} for place in places]
     return {"content": content, "refusal": None}
 
@@ -126,7 +128,8 @@ def _told(logprob: float) -> float:
     return round(logprob, 6) if logprob > LEAST else LEAST
 
 
-def _usage(prompt_tokens: int, choices: Sequence[Choice]) -> dict[str, int]:
+def usage(prompt_tokens: int, choices: Sequence[Choice]) -> dict[str, int]:
+    """The tokens of a request: of its prompts, and of all its choices."""
     completion_tokens = sum(choice.tokens for choice in choices)
     return {
         "prompt_tokens": prompt_tokens,

@@ -1,7 +1,8 @@
 """What engines that generate text do alike: a body becomes sequences, and those the choices of its answer. No torch."""
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+import contextlib
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,6 +11,7 @@ from rejoinder.schemas.openai import ChatCompletionRequest, CompletionRequest
 from rejoinder.worker.engines import admission, answers
 from rejoinder.worker.engines.admission import Limits
 from rejoinder.worker.engines.answers import Candidate, Choice, Place
+from rejoinder.worker.engines.chunks import Chunks
 from rejoinder.worker.engines.protocol import EngineRequest
 from rejoinder.worker.engines.token_bytes import TokenBytes, offsets
 
@@ -28,6 +30,8 @@ Body = CompletionRequest | ChatCompletionRequest
 class Planned:
     """One sequence of a request."""
 
+    index: int
+    """Of its choice."""
     prompt: list[int]
     max_new_tokens: int
     seed: int
@@ -64,7 +68,7 @@ def planned(request: EngineRequest, body: Body, prompts: Sequence[list[int]], li
     """
     origin = request.response_id if body.seed is None else body.seed
     each = [(prompt, admission.new_tokens(body, len(prompt), limits)) for prompt in prompts for _ in range(body.n)]
-    return [Planned(prompt, tokens, sequence_seed(origin, index)) for index, (prompt, tokens) in enumerate(each)]
+    return [Planned(index, prompt, tokens, sequence_seed(origin, index)) for index, (prompt, tokens) in enumerate(each)]
 
 
 def sequence_seed(origin: int | str, choice: int) -> int:
@@ -114,9 +118,30 @@ def places(
     ]
 
 
+@contextlib.contextmanager
+def chunks_of(request: EngineRequest, body: Body, model: str) -> Iterator[Chunks | None]:
+    """Where the request asks for a stream, what tells it; nothing is told once the block is left."""
+    if request.emit is None:
+        yield None
+        return
+    with contextlib.closing(
+        Chunks(request, request.emit, model, chat=not isinstance(body, CompletionRequest))
+    ) as chunks:
+        yield chunks
+
+
 def answer(
-    request: EngineRequest, body: Body, model: str, prompts: Sequence[Sequence[int]], choices: Sequence[Choice]
+    request: EngineRequest,
+    body: Body,
+    model: str,
+    prompts: Sequence[Sequence[int]],
+    choices: Sequence[Choice],
+    *,
+    chunks: Chunks | None,
 ) -> dict[str, Any]:
-    """The response's body."""
+    """The response's body: of a stream, the last chunk."""
+    tokens = sum(map(len, prompts))
+    if chunks is not None:
+        return chunks.last(tokens, choices)
     shape = answers.completion if isinstance(body, CompletionRequest) else answers.chat_completion
-    return shape(request, model, sum(map(len, prompts)), choices)
+    return shape(request, model, tokens, choices)

@@ -30,6 +30,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from rejoinder.worker.engines import admission, guard, sequences
 from rejoinder.worker.engines.admission import Limits
 from rejoinder.worker.engines.answers import Choice
+from rejoinder.worker.engines.chunks import Chunks
 from rejoinder.worker.engines.protocol import Engine, EngineRequest, EngineStats
 from rejoinder.worker.engines.sequences import SHARE, Body, Planned
 from rejoinder.worker.engines.token_bytes import TokenBytes
@@ -40,7 +41,8 @@ from rejoinder.worker.errors import BadRequest, EngineGone, Failed, Unavailable
 AHEAD = 0.25
 """Of the places in the batch, requests admitted beyond them, so that a free place is filled at the next step."""
 EVERY = 16
-"""Tokens between two outputs of a sequence: each wakes the event loop, and tells that the engine makes progress."""
+"""Tokens between two outputs of a sequence: each wakes the event loop, and tells that the engine makes progress. One of
+a stream has each of them."""
 SEEDS = 2**63 - 1
 """vLLM keeps a seed in a signed 64-bit integer, and takes -1 for none: ours are the non-negative ones."""
 STOPPED = "the engine was stopped; the request will be tried again"
@@ -87,7 +89,7 @@ class VllmEngine:
 
     @property
     def progress(self) -> int:
-        """Outputs of vLLM: one for each sequence's first token, for every `EVERY` further ones, and for its end."""
+        """Outputs of vLLM: for each sequence's first token, every `EVERY` further ones (of a stream each), its end."""
         return self._steps
 
     @property
@@ -141,12 +143,22 @@ class VllmEngine:
         prompts = await asyncio.to_thread(sequences.prompts_of, text, body, self._limits)
         share = asyncio.Semaphore(max(1, self._running // SHARE))
         plan = sequences.planned(request, body, prompts, self._limits)
-        asked = [(one, _sampling(body, self._limits.vocabulary, one)) for one in plan]
-        choices = await sequences.together([self._sequence(llm, text, share, one, how) for one, how in asked])
-        return sequences.answer(request, body, model, prompts, choices)
+        every = EVERY if request.emit is None else 1
+        asked = [(one, _sampling(body, self._limits.vocabulary, one, every)) for one in plan]
+        with sequences.chunks_of(request, body, model) as chunks:
+            calls = [self._sequence(llm, text, share, one, how, chunks=chunks) for one, how in asked]
+            choices = await sequences.together(calls)
+            return sequences.answer(request, body, model, prompts, choices, chunks=chunks)
 
     async def _sequence(
-        self, llm: AsyncLLM, text: Text, share: asyncio.Semaphore, one: Planned, sampling: SamplingParams
+        self,
+        llm: AsyncLLM,
+        text: Text,
+        share: asyncio.Semaphore,
+        one: Planned,
+        sampling: SamplingParams,
+        *,
+        chunks: Chunks | None,
     ) -> Choice:
         said, tokens, known = "", list[int](), list[Mapping[int, Any]]()
         part: Any = None
@@ -160,19 +172,24 @@ class VllmEngine:
                     tokens += part.token_ids
                     known += part.logprobs or () if part.token_ids else ()
                     self._steps += 1
+                    if chunks is not None and part.text:
+                        chunks.text(one.index, part.text)
         reason = part and part.finish_reason
         if reason not in {"stop", "length"}:
             raise Failed(f"vLLM ended the sequence with {reason!r}")
-        if sampling.logprobs is None:
-            return Choice(said, reason, len(tokens))
-        # Stopped by a token, which is not told, or by a string, which cuts the text.
-        by_string = isinstance(part.stop_reason, str)
-        shown = tokens[:-1] if reason == "stop" and not by_string else tokens
-        top = [_logprobs(entries, token, sampling.logprobs) for entries, token in zip(known, tokens, strict=True)]
-        places = await asyncio.to_thread(
-            lambda: sequences.places(self._bytes, shown, top, text.decode(shown), said if by_string else None)
-        )
-        return Choice(said, reason, len(tokens), places)
+        places = None
+        if sampling.logprobs is not None:
+            # Stopped by a token, which is not told, or by a string, which cuts the text.
+            by_string = isinstance(part.stop_reason, str)
+            shown = tokens[:-1] if reason == "stop" and not by_string else tokens
+            top = [_logprobs(entries, token, sampling.logprobs) for entries, token in zip(known, tokens, strict=True)]
+            places = await asyncio.to_thread(
+                lambda: sequences.places(self._bytes, shown, top, text.decode(shown), said if by_string else None)
+            )
+        choice = Choice(said, reason, len(tokens), places)
+        if chunks is not None:
+            chunks.finish(one.index, choice)
+        return choice
 
     @contextlib.asynccontextmanager
     async def _call(self) -> AsyncIterator[None]:
@@ -215,14 +232,14 @@ class VllmEngine:
             await asyncio.to_thread(self._llm.shutdown)
 
 
-def _sampling(body: Body, vocabulary: int, one: Planned) -> SamplingParams:
+def _sampling(body: Body, vocabulary: int, one: Planned, every: int) -> SamplingParams:
     """One sequence's parameters.
 
     Raises:
         BadRequest: vLLM's ranges are narrower than the body's.
     """
     try:
-        return _params(body, vocabulary, one)
+        return _params(body, vocabulary, one, every)
     except VLLMClientError as exc:
         raise _refused(exc) from exc
 
@@ -231,7 +248,7 @@ def _refused(exc: VLLMClientError) -> BadRequest:
     return BadRequest(f"vLLM refuses the request: {exc}", param=getattr(exc, "parameter", None))
 
 
-def _params(body: Body, vocabulary: int, one: Planned) -> SamplingParams:
+def _params(body: Body, vocabulary: int, one: Planned, every: int) -> SamplingParams:
     return SamplingParams(
         max_tokens=one.max_new_tokens,
         temperature=body.temperature,
@@ -246,7 +263,7 @@ def _params(body: Body, vocabulary: int, one: Planned) -> SamplingParams:
         stop_token_ids=list(body.stop_token_ids or ()),
         logprobs=body.alternatives,
         output_kind=RequestOutputKind.DELTA,
-        stream_interval=EVERY,
+        stream_interval=every,
         skip_clone=True,  # it is this sequence's alone
     )
 

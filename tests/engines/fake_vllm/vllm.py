@@ -322,7 +322,8 @@ class _Sequence:
             return text[: text.find(self.stop_reason)]
         if finished:
             return text
-        return text[: len(text) - max((len(stop) - 1 for stop in self.params.stop), default=0)].rstrip("\ufffd")
+        whole = text.rstrip("\ufffd")
+        return whole[: max(0, len(whole) - max((len(stop) - 1 for stop in self.params.stop), default=0))]
 
 
 def _tree():

@@ -11,17 +11,19 @@ from rejoinder.worker.engines import admission, sequences
 from rejoinder.worker.engines.admission import Limits
 from rejoinder.worker.engines.answers import Choice, Place
 from rejoinder.worker.engines.capacity import Average
+from rejoinder.worker.engines.chunks import Chunks
 from rejoinder.worker.engines.protocol import Engine, EngineRequest, EngineStats
 from rejoinder.worker.engines.sequences import SHARE, Body, Planned
 from rejoinder.worker.engines.token_bytes import TokenBytes
 from rejoinder.worker.engines.transformers.batch import Batch, Generated
 from rejoinder.worker.engines.transformers.choice import choose_batch
+from rejoinder.worker.engines.transformers.deltas import Deltas
 from rejoinder.worker.engines.transformers.grammar import Grammar, Grammars
 from rejoinder.worker.engines.transformers.loading import load, tell
 from rejoinder.worker.engines.transformers.penalties import Penalties
 from rejoinder.worker.engines.transformers.sampling import Sampling
 from rejoinder.worker.engines.transformers.settings import TransformersSettings
-from rejoinder.worker.engines.transformers.text import StopMatcher, Text, cut
+from rejoinder.worker.engines.transformers.text import Text, cut
 from rejoinder.worker.errors import EngineGone, Failed, Unavailable
 
 TEXT_THREADS = 2
@@ -141,13 +143,15 @@ class TransformersEngine:
         at_once = max(1, self._batch.running // SHARE)
         share = asyncio.Semaphore(at_once)
         self._width.add(min(at_once, len(plan)))
-        choices = await sequences.together([self._sequence(share, body, one, grammar) for one in plan])
-        self._finished += 1
-        return sequences.answer(request, body, model, prompts, choices)
+        with sequences.chunks_of(request, body, model) as chunks:
+            choices = await sequences.together([self._sequence(share, body, one, grammar, chunks) for one in plan])
+            self._finished += 1
+            return sequences.answer(request, body, model, prompts, choices, chunks=chunks)
 
-    async def _sequence(self, share: asyncio.Semaphore, body: Body, one: Planned, grammar: Grammar | None) -> Choice:
+    async def _sequence(
+        self, share: asyncio.Semaphore, body: Body, one: Planned, grammar: Grammar | None, chunks: Chunks | None
+    ) -> Choice:
         stop_tokens = frozenset(body.stop_token_ids or ())
-        matcher = StopMatcher(self._text, body.stops) if body.stops else None
         async with share, self._slots:
             if self._stopped:  # what is added to a batch that is ending may never be told of its end
                 raise Unavailable(STOPPED)
@@ -155,10 +159,31 @@ class TransformersEngine:
                 one.prompt,
                 one.max_new_tokens,
                 self._sampling(body, grammar, one.seed),
-                matcher.push if matcher else None,
+                self._watch(body, one, stop_tokens, chunks),
                 stop_tokens,
             )
-        return await self._in_thread(lambda: self._choice(generated, body.stops, stop_tokens))
+        choice = await self._in_thread(lambda: self._choice(generated, body.stops, stop_tokens))
+        if chunks is not None:
+            chunks.finish(one.index, choice)
+        return choice
+
+    def _watch(
+        self, body: Body, one: Planned, stop_tokens: Collection[int], chunks: Chunks | None
+    ) -> Callable[[list[int]], bool] | None:
+        """What is to see a sequence's tokens as they come; whether a stop string came. None: nobody."""
+        if chunks is None and not body.stops:
+            return None
+        deltas = Deltas(self._text, body.stops, stop_tokens)
+        if chunks is None:
+            return deltas.push
+
+        def push(tokens: list[int]) -> bool:
+            met = deltas.push(tokens)
+            if not met:
+                chunks.more(one.index, deltas.take)
+            return met
+
+        return push
 
     def _choice(self, generated: Generated, stops: Sequence[str], stop_tokens: Collection[int]) -> Choice:
         tokens = generated.tokens

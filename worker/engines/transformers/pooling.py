@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rejoinder.worker.engines.admission import MAX_CHARACTERS_PER_TOKEN
+from rejoinder.worker.engines.admission import MAX_CHARACTERS_PER_TOKEN, no_stream
 from rejoinder.worker.engines.length_pool import Tokens
 from rejoinder.worker.engines.protocol import EngineRequest, EngineStats
 from rejoinder.worker.engines.transformers.forward import Forward, ForwardBatcher
@@ -148,6 +148,7 @@ class PoolingEngine(ABC):
             raise Unavailable("the engine is not running; the request will be tried again")
         if request.path != self._path:
             raise Missing(f"{request.path} is not served; {self._path} is", param="path")
+        no_stream(request, request.path)
         body = await self._answer(request)
         self._finished += 1
         return body

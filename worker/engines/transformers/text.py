@@ -9,11 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from rejoinder.schemas.openai import ChatMessage
 from rejoinder.worker.errors import BadRequest
 
-_REPLACEMENT = "\ufffd"
-_HALF_TOKENS = 4
-"""A character has at most four bytes, each of them a token at worst: no half of one is longer than this."""
-_PENDING_TOKENS = 4 * _HALF_TOKENS
-"""So many tokens without a whole character at their end are no text: they are not decoded again with each one after."""
+_BYTES = [f"<0x{value:02X}>" for value in range(256)]
+"""How vocabularies that fall back on bytes write them."""
 
 
 class Text:
@@ -27,6 +24,11 @@ class Text:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, eos: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._eos = eos
+        ids: Any = tokenizer.convert_tokens_to_ids(_BYTES)
+        special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+        self._open = frozenset(
+            special.union(token for name, token in zip(_BYTES, ids, strict=True) if _is(tokenizer, token, name))
+        )
         # The first call sets padding and truncation off, which no other thread may see half done.
         self.encode("x")
 
@@ -62,6 +64,13 @@ class Text:
         """Whether a sequence ended by itself, or at one of the tokens that its request stops at."""
         return bool(tokens) and (tokens[-1] in self._eos or tokens[-1] in stop_tokens)
 
+    def open(self, token: int) -> bool:
+        """Whether what follows a token may change the text that ends with it.
+
+        A run of byte tokens is a text only if all of it is one; special tokens say nothing and do not part a run.
+        """
+        return token in self._open
+
     def decode(self, tokens: Sequence[int], stop_tokens: Collection[int] = ()) -> str:
         """The text of generated tokens, without special ones and without the one that ended them."""
         if self.ended(tokens, stop_tokens):
@@ -69,35 +78,8 @@ class Text:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-class StopMatcher:
-    """Finds the first of some strings in a text that comes token by token.
-
-    Only the newest tokens are decoded at each step, from a few before, since a token's text can depend on the one
-    before it; what ends in half a character waits for the rest. Each step decodes a bounded number of tokens, whatever
-    they are.
-    """
-
-    def __init__(self, text: Text, stops: Sequence[str]) -> None:
-        self._text = text
-        self._stops = stops
-        self._longest = max(len(stop) for stop in stops)
-        self._begin = self._read = 0  # tokens[begin:read] are decoded already, and give the new ones their context
-        self._context = 0  # characters of tokens[begin:read]
-        self._tail = ""
-
-    def push(self, tokens: Sequence[int]) -> bool:
-        """Take all tokens so far; whether their text has one of the strings."""
-        end = len(tokens)
-        new = self._text.decode(tokens[self._begin : end])
-        if len(new) <= self._context or new.endswith(_REPLACEMENT):
-            if end - self._read < _PENDING_TOKENS:
-                return False
-            end -= _HALF_TOKENS
-            new = self._text.decode(tokens[self._begin : end])
-        self._tail = (self._tail + new[self._context :])[-(self._longest + len(new)) :]
-        self._begin, self._read = self._read, end
-        self._context = len(self._text.decode(tokens[self._begin : end]))
-        return cut(self._tail, self._stops) is not None
+def _is(tokenizer: PreTrainedTokenizerBase, token: int | None, name: str) -> bool:
+    return token is not None and tokenizer.convert_ids_to_tokens(token) == name
 
 
 def cut(text: str, stops: Sequence[str]) -> str | None:
