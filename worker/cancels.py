@@ -111,8 +111,9 @@ class Cancels:
     def add(self, limit: Limit) -> None:
         """See `Limits.add`."""
         # Found by its names only when there are marks: nearly all requests come and go without any.
+        if not self._running:
+            self._begun.set()
         self._running[limit] = None
-        self._begun.set()
 
     def discard(self, limit: Limit) -> None:
         """See `Limits.discard`."""

@@ -303,6 +303,8 @@ def _figures(stats: EngineStats) -> dict[str, float]:
     if not stats.steps:
         return {}
     occupancy = {"occupancy": round(stats.occupancy, 3)} if stats.places else {}
+    if not stats.tokens:  # as of functions, whose steps are calls: nobody counts their tokens, nor when they rest
+        return occupancy
     return {
         **occupancy,
         "tokens_per_step": round(stats.tokens / stats.steps, 1),
