@@ -5,6 +5,7 @@
 
 import asyncio
 import ctypes
+import faulthandler
 import gc
 import importlib
 import itertools
@@ -38,6 +39,8 @@ def main() -> None:
     # The worker decides when this process ends: a service manager signals every process of its group at once.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    # A crash in C code ends the process without a word. This says on stderr which lines of Python were running.
+    faulthandler.enable()
     if sys.platform == "linux":
         # The kernel kills this process with the thread that started it, the worker's event loop, even while a C call
         # holds the GIL. Where there is no such thing, or the worker died before this line, the end of the pipe tells.
