@@ -85,7 +85,7 @@ def _unknown(value: Any) -> Any:
 
 
 def _not_json(value: Any) -> NotGiven:
-    return NotGiven(f"the function's answer cannot be written as JSON: it has a {type(value).__qualname__} in it")
+    return NotGiven(f"the function's answer cannot be written as JSON: a value of type {type(value).__qualname__} is in it")
 
 
 def answer(value: Any) -> Any:
