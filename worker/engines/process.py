@@ -236,9 +236,9 @@ class ChildProcess:
 
     def _lost_call(self, call: Call, how: str) -> Exception:
         if not self.sacrificed:
-            return Unavailable(f"the engine process died ({how}); the request will be tried again")
+            return Unavailable(f"the engine process died ({how})")
         if call.emitted:
-            return Unavailable(f"the engine process was ended ({how}); the stream will be tried again")
+            return Unavailable(f"the engine process was ended ({how}), with a stream in it that had begun")
         return Interrupted()
 
 
