@@ -57,7 +57,10 @@ class Mark:
 
 def marks_of(value: Any) -> tuple[Mark, ...]:
     """The marks of a function; of anything else none."""
-    marks = getattr(value, _MARKS, ()) if callable(value) else ()
+    try:
+        marks = getattr(value, _MARKS, ()) if callable(value) else ()
+    except Exception:  # noqa: BLE001  # a proxy among the names of a module, which has nothing behind it yet
+        return ()
     return marks if isinstance(marks, tuple) and all(isinstance(mark, Mark) for mark in marks) else ()
 
 
@@ -141,7 +144,8 @@ def generate_batch(
     """Mark what answers the requests that are waiting together: `generate_batch(bodies)`, by name `state`, `contexts`.
 
     It returns one answer for each body, in their order; an answer may be an exception, which is that request's alone.
-    If it raises, the batch is run again in halves until the guilty request is alone.
+    If it raises, the batch is run again in halves until the guilty request is alone: what it did before it raised, it
+    does again.
 
     Args:
         path: See `generate`.

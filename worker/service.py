@@ -91,7 +91,8 @@ async def serve(settings: Settings, signals: StopSignals | None = None, engine: 
                 log.info("worker_stopped")
                 return
             waiting = ends.backlog.waiting
-            log.info("worker_starting", engine=settings.engine_name, model=settings.model, waiting=waiting)
+            runs = {"model": settings.model} if settings.app is None else {"app": settings.app}
+            log.info("worker_starting", engine=settings.engine_name, **runs, waiting=waiting)
             engine = engine or create_engine(settings)
             try:
                 if await _started(engine, own):

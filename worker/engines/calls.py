@@ -98,6 +98,12 @@ class Calls:
         except Exception as exc:  # noqa: BLE001  # whatever it is: it is this call's, not the connection's
             call.answer.set_exception(exc)
 
+    def waiting(self, frame: Frame) -> None:
+        """A call waits for others' sake, or its turn has come."""
+        call = self._wanted.get(frame["id"])
+        if call is not None and not call.answer.done() and call.request.waits is not None:
+            call.request.waits(frame["waiting"])
+
     def settle(self, frame: Frame) -> None:
         """The process has said how a call ended."""
         call = self._wanted.get(frame["id"]) or self._unwanted.pop(frame["id"], None)

@@ -8,6 +8,7 @@ import ctypes
 import faulthandler
 import gc
 import importlib
+import io
 import itertools
 import math
 import os
@@ -30,6 +31,7 @@ VISIBLE_DEVICE = "visible_device"
 """A config's key whose value is the number of the one GPU, of those visible, that the process may see. For code that
 takes `cuda` to be its own: it is hidden from the factory, and done before the factory's module is imported."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> None:
@@ -37,8 +39,12 @@ def main() -> None:
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)  # a process that the engine starts must not hold the connection open
     # The worker decides when this process ends: a service manager signals every process of its group at once.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    # A handler that does nothing, for SIG_IGN would pass to all that the engine starts: nobody could end those.
+    for number in _SIGNALS:
+        signal.signal(number, lambda *_: None)
+    os.register_at_fork(after_in_child=_heed)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what is printed is to be seen, even if the process dies next
     # A crash in C code ends the process without a word. This says on stderr which lines of Python were running.
     faulthandler.enable()
     if sys.platform == "linux":
@@ -46,6 +52,12 @@ def main() -> None:
         # holds the GIL. Where there is no such thing, or the worker died before this line, the end of the pipe tells.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     asyncio.run(_serve(socket.socket(fileno=descriptor)))
+
+
+def _heed() -> None:
+    """In a process forked by the engine, which may have to be ended by a signal."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 async def _serve(connection: socket.socket) -> None:
@@ -148,11 +160,15 @@ class _Child:
             except FrameError as exc:
                 raise NotGiven(f"a chunk of the stream cannot be sent: {exc}") from exc
 
+        def waits(waiting: bool) -> None:
+            self.channel.send(encode({"kind": "waiting", "id": number, "waiting": waiting}))
+
         return EngineRequest(
             frame["path"],
             frame["body"],
             frame["response_id"],
             frame["created"],
+            waits=waits,
             emit=emit if frame.get("stream") else None,
             headers=frame.get("headers"),
             size=self.channel.size,

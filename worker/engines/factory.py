@@ -195,6 +195,7 @@ def functions_config(settings: Settings) -> dict[str, Any]:
         "device": settings.device,
         "token": settings.token and settings.token.get_secret_value(),
         "token_file": settings.token_file and str(settings.token_file.absolute()),
+        "log_level": settings.log_level,
         "debug": settings.log_level == "debug",
     }
 
@@ -203,8 +204,8 @@ def create_functions(config: Mapping[str, Any]) -> Engine:
     """Build the engine of the user's own functions; called in the engine process. The app is imported at its start."""
     own = dict(config)
     if "logs" in own:
-        log_format, level = own.pop("logs")
-        configure(log_format, level)
+        configure(*own.pop("logs"))
+    if (level := own.pop("log_level", None)) is not None:
         # The app is no library: what its own loggers say at the worker's level is to be seen.
         logging.getLogger(own["app"].partition(":")[0].partition(".")[0]).setLevel(level.upper())
     if (threads := own.pop("threads", None)) is not None:

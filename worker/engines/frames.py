@@ -10,6 +10,7 @@ worker run anything.
 | `ready` | engine | `paths`, `capacity` |
 | `generate` | worker | `id`, `path`, `body`, `response_id`, `created`, `stream`, `headers` |
 | `cancel` | worker | `id`: the answer is no longer wanted |
+| `waiting` | engine | `id`, `waiting`: whether it waits for others' sake, see `EngineRequest.waits` |
 | `chunk` | engine | `id`, `body`: the next of a stream |
 | `result` | engine | `id`, `body`; `headers` where it has some |
 | `error` | engine | `id`, `error`, `message`, `param`, `code`, `delay` |

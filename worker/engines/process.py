@@ -150,7 +150,8 @@ class ChildProcess:
 
     def _overdue(self) -> None:
         """What was cancelled goes on: only the end of the process ends it, be it a thread, or C code with the GIL."""
-        if self.ending or self._process is None:
+        # One that has died already is not ours to kill: that is a death, and its number may be another's by now.
+        if self.ending or self._process is None or self._process.poll() is not None:
             return
         self.sacrificed = True
         self._reason = f"a request went on in it for {self._cancel_seconds:g} s after it was cancelled"
@@ -180,6 +181,8 @@ class ChildProcess:
         kind = frame["kind"]
         if kind == "chunk":
             self._calls.chunk(frame)
+        elif kind == "waiting":
+            self._calls.waiting(frame)
         elif kind in {"result", "error", "ended"}:
             self.completed += kind == "result"
             self._calls.settle(frame)

@@ -85,11 +85,25 @@ def _imported(name: str, module: str, folder: Path) -> ModuleType:
         sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
     except ModuleNotFoundError as exc:
         if exc.name is not None and f"{module}.".startswith(f"{exc.name}."):
             raise EngineGone(f"app {name!r}: there is no module {exc.name!r} in {folder}, nor is it installed") from exc
         raise
+    _no_other(found, module, folder, name)
+    return found
+
+
+def _no_other(found: ModuleType, module: str, folder: Path, name: str) -> None:
+    """Refuse a module that was imported, by Python or by us, before the one of its name in the folder could be."""
+    wanted, file = folder.joinpath(*module.split(".")), getattr(found, "__file__", None)
+    if not (wanted.with_suffix(".py").is_file() or (wanted / "__init__.py").is_file()):
+        return
+    # By its folder: it may be compiled, a link, or a package.
+    places = [place for place in (wanted.parent, wanted) if place.is_dir()]
+    if file is None or not any(Path(file).parent.samefile(place) for place in places):
+        what = file or "a part of Python"
+        raise EngineGone(f"app {name!r}: {module!r} is {what}, and hides the one in {folder}: rename yours")
 
 
 def _distinct(module: ModuleType) -> list[Any]:

@@ -2,9 +2,11 @@
 
 import asyncio
 import inspect
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from rejoinder.worker.engines.frames import encode
 from rejoinder.worker.engines.functions.batches import Batches, BatchLimits
 from rejoinder.worker.engines.functions.binding import Function
 from rejoinder.worker.engines.functions.context import Context, Deployment
@@ -12,7 +14,10 @@ from rejoinder.worker.engines.functions.threads import Threads, Work
 from rejoinder.worker.engines.protocol import EngineRequest
 
 Task = asyncio.Task[Any]
-Item = tuple[Any, Context | None]
+Taken = tuple[Any, Context | None]
+"""What a function gets of a request."""
+AHEAD = 1000
+"""Chunks that a sync generator may be ahead of the event loop."""
 
 
 class Caller(Protocol):
@@ -42,7 +47,7 @@ class _Caller:
         self._deployment = deployment
         self._threads = threads
 
-    def _taken(self, request: EngineRequest, task: Task) -> Item:
+    def _taken(self, request: EngineRequest, task: Task) -> Taken:
         """What the function gets of a request."""
         function = self.function
         body = request.body if function.check is None else function.check(request.body)
@@ -64,12 +69,21 @@ class Single(_Caller):
         self._lane = lane
         self._loop = asyncio.get_running_loop()
 
+    async def _enter(self, request: EngineRequest) -> None:
+        """Take a place. What waits for one has not begun: its time does not run."""
+        if request.waits is None or not self._lane.locked():
+            await self._lane.acquire()
+            return
+        request.waits(True)
+        await self._lane.acquire()
+        request.waits(False)
+
     async def serve(self, request: EngineRequest, task: Task) -> Any:
         """See `Caller`."""
         function = self.function
         body, context = self._taken(request, task)
         try:
-            await self._lane.acquire()
+            await self._enter(request)
             if function.asynchronous:
                 try:
                     return function.give(await function.call(body, context))
@@ -102,7 +116,7 @@ class Streamed(Single):
         function = self.function
         body, context = self._taken(request, task)
         try:
-            await self._lane.acquire()
+            await self._enter(request)
             if function.asynchronous:
                 try:
                     chunks = function.call(body, context)
@@ -141,11 +155,14 @@ class Streamed(Single):
         if isinstance(chunks, str | bytes | Mapping) or not hasattr(chunks, "__iter__"):
             raise _yields_nothing(chunks)
         call, give = self._loop.call_soon_threadsafe, self.function.give
+        ahead = threading.Semaphore(AHEAD)
         try:
             for chunk in chunks:
                 if work.cancelled:
                     break
-                call(_deliver, work, emit, give(chunk))
+                given = give(chunk)
+                ahead.acquire()
+                call(_deliver, work, emit, given, ahead)
         finally:
             if (close := getattr(chunks, "close", None)) is not None:
                 close()
@@ -156,8 +173,9 @@ def _yields_nothing(value: Any) -> TypeError:
     return TypeError(f"generate_stream should yield chunks, or return what does: it returned {type(value).__name__}")
 
 
-def _deliver(work: Work, emit: Callable[[Any], None], chunk: Any) -> None:
+def _deliver(work: Work, emit: Callable[[Any], None], chunk: Any, ahead: threading.Semaphore) -> None:
     """On the event loop. Calls come in the order of the chunks, and before the one that ends the work."""
+    ahead.release()
     if work.cancelled:
         return
     try:
@@ -195,29 +213,36 @@ class Together(_Caller):
         self.size = limits.size
         self.steps = 0
         self.sequences = 0
-        self.batches: Batches[Item] = Batches(
+        self._loop = asyncio.get_running_loop()
+        self.batches: Batches[_Item] = Batches(
             self._call,
             limits,
-            key=None if key is None else lambda item: key(*item),
+            key=None if key is None else lambda item: key(*item.taken),
             concurrency=concurrency,
             linger=linger,
         )
 
     async def serve(self, request: EngineRequest, task: Task) -> Any:
         """See `Caller`."""
-        item = self._taken(request, task)
+        item = _Item(self._taken(request, task), request.waits, self._loop)
+        # Unknown where the request came over no pipe: then it is measured, if there is anything to share a call with.
+        size = request.size or (_size(request.body) if self.size > 1 else 0)
         try:
-            return await self.batches.submit(item, request.size)
+            return await self.batches.submit(item, size)
         except asyncio.CancelledError:
-            if item[1] is not None:
-                item[1].cancel()
+            if item.taken[1] is not None:
+                item.taken[1].cancel()
             raise
+        finally:
+            item.leave()
 
-    async def _call(self, items: Sequence[Item]) -> Any:
+    async def _call(self, items: Sequence["_Item"]) -> Any:
         function = self.function
         self.steps += 1
         self.sequences += len(items)
-        bodies, contexts = [body for body, _ in items], [context for _, context in items]
+        for item in items:
+            item.begin()
+        bodies, contexts = [item.taken[0] for item in items], [item.taken[1] for item in items]
         if function.asynchronous:
             return self._given(await function.call(bodies, contexts))
         # Even if nobody waits for it any more: the next call must not begin before this one's thread is free.
@@ -243,3 +268,41 @@ class Together(_Caller):
             return self.function.give(answer)
         except Exception as exc:  # noqa: BLE001  # one answer that is not JSON is no reason to fail the others
             return exc
+
+
+class _Item:
+    """One request of a batch. While it waits for its call for longer than a moment, its time does not run."""
+
+    __slots__ = ("_said", "_timer", "_waits", "taken")
+
+    MOMENT = 0.2
+    """Seconds. Most calls begin sooner, and need no word about it."""
+
+    def __init__(self, taken: Taken, waits: Callable[[bool], None] | None, loop: asyncio.AbstractEventLoop) -> None:
+        self.taken = taken
+        self._waits = waits
+        self._said = False
+        self._timer = None if waits is None else loop.call_later(self.MOMENT, self._wait)
+
+    def _wait(self) -> None:
+        assert self._waits is not None  # noqa: S101
+        self._said = True
+        self._waits(True)
+
+    def begin(self) -> None:
+        """Its call begins. Again, in a half of its batch: nothing changes."""
+        self.leave()
+        if self._said and self._waits is not None:
+            self._said = False
+            self._waits(False)
+
+    def leave(self) -> None:
+        """It waits no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _size(body: Any) -> int:
+    """Bytes of a body as JSON, about. Not by `json.dumps`: that refuses integers of thousands of digits."""
+    return len(encode({"body": body}))
