@@ -97,10 +97,10 @@ async def serve(settings: Settings, signals: StopSignals | None = None, engine: 
             try:
                 if await _started(engine, own):
                     if settings.default_path not in engine.paths:
-                        # No reason to end: requests may all name their path. One that does not is answered 404.
-                        log.warning(
-                            "default_path_not_served", default_path=settings.default_path, paths=sorted(engine.paths)
-                        )
+                        # No reason to end: requests may all name their path. One that does not is answered 404. Where
+                        # nobody asked for this path it is as it should be: an app has the paths that it names.
+                        say = log.warning if "default_path" in settings.model_fields_set else log.info
+                        say("default_path_not_served", default_path=settings.default_path, paths=sorted(engine.paths))
                     await _work(settings, engine, ends, own)
             finally:
                 await engine.stop()

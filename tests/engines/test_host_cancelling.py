@@ -174,7 +174,7 @@ async def test_a_stream_that_has_begun_is_not_run_again_and_one_that_has_not_is(
         await eventually(lambda: seen["begun"] and (tmp_path / "quiet").exists())
         with only_replaced(1):
             await leave(await begin(engine, "goes_on"))
-            with pytest.raises(errors.Unavailable, match="the stream will be tried again"):
+            with pytest.raises(errors.Unavailable, match="a stream in it that had begun"):
                 await calls[0]
             assert await calls[1] == await engine.generate(request("pid"))
         assert seen == {"begun": ["first"], "quiet": []}

@@ -81,7 +81,8 @@ class ChildProcess:
         if not self._ready.done() and not self._dead.done():
             await self.kill(f"it was not ready after {seconds:g} s")
         if not self._ready.done():
-            raise EngineGone(f"the engine could not be started: {self._dead.result()}")
+            why = self._reason or f"its process ended ({self._dead.result()})"
+            raise EngineGone(f"the engine could not be started: {why}")
         self._tasks.append(asyncio.create_task(self._watch(process)))
 
     async def _popen(self) -> subprocess.Popen[bytes]:
@@ -238,9 +239,9 @@ class ChildProcess:
 
     def _lost_call(self, call: Call, how: str) -> Exception:
         if not self.sacrificed:
-            return Unavailable(f"the engine process died ({how}); the request will be tried again")
+            return Unavailable(f"the engine process died ({how})")
         if call.emitted:
-            return Unavailable(f"the engine process was ended ({how}); the stream will be tried again")
+            return Unavailable(f"the engine process was ended ({how}), with a stream in it that had begun")
         return Interrupted()
 
 
