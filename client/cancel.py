@@ -34,17 +34,21 @@ async def cancel(url: str, ids: Iterable[str]) -> int:
 
     A request that is being worked on when the mark is seen (within 2 s), or comes to a worker later, is answered 499.
     One that has its answer already keeps it. A mark is for requests that were sent before it, not for those that are
-    sent a minute after it or later.
+    sent with the same `inference_id` a minute after it or later.
 
     Args:
         url: The store of marks: `cancels_of` what the workers are given.
-        ids: Message ids, as `publish` returns them, or `inference_id`s, in any mixture.
+        ids: Message ids, as `publish` returns them, or `inference_id`s, in any mixture. An SNS topic's message ids are
+            not those of a queue that it fills with raw message delivery.
 
     Raises:
         ValueError: an id is empty, longer than `MAX_ID` or no text; those before it may be marked.
+        TypeError: `ids` is one string, whose characters nobody means.
         BadURL: the URL names no store.
         AdapterError: a mark could not be left; others may be.
     """
+    if isinstance(ids, str):
+        raise TypeError(f"ids is one string, {ids!r:.200}: give a list of ids")
     count = 0
     async with open_blobs(url) as store:
         waiting: set[asyncio.Task[None]] = set()

@@ -6,11 +6,15 @@ async with aclosing(responses("sqlite:///work.db?queue=responses", count=10)) as
 """
 
 import asyncio
+import json
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+
+from pydantic import ValidationError
 
 from rejoinder.adapters import AdapterError, LeaseLost, Message, Subscription, Transient, open_subscription
 from rejoinder.client.patience import patiently, to_its_end
@@ -25,6 +29,8 @@ POLL_SECONDS = 5.0
 """Of one receive. A stop need not wait for its end, since it cancels the call."""
 RENEW_AT = 1 / 3
 """Of a lease, past which what is still held is renewed before the next response is given."""
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+"""A half of a character outside the basic plane, as JSON escapes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,25 @@ class Received:
         Raises:
             pydantic.ValidationError: it is not one.
         """
-        return Response.model_validate_json(self.body)
+        return read_response(self.body)
+
+
+def read_response(body: bytes) -> Response:
+    """A response, validated. Raises pydantic.ValidationError where it is none."""
+    try:
+        return Response.model_validate_json(body)
+    except ValidationError:
+        # Its parser and its strings have no lone surrogates, which JSON may have: half of a character, cut in two.
+        if not SURROGATE.search(body):
+            raise
+        try:
+            values = json.loads(body.decode())
+        except (ValueError, RecursionError):
+            values = None
+        if not isinstance(values, dict) or not isinstance(values.get("metadata"), dict | None):
+            raise
+        own = {key: values.pop(key) for key in ("metadata", "body") if key in values}
+        return Response.model_validate(values | dict.fromkeys(own)).model_copy(update=own)
 
 
 async def responses(

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from rejoinder.client.consume import Received, responses
+from rejoinder.client.consume import Received, read_response, responses
 from rejoinder.client.keys import key_of, read_json
 from rejoinder.client.stream_events import Answered, Chunks, Event, Forgotten, Name, Restarted, Unreadable
 from rejoinder.schemas.assembly import assemble, chunks_of
@@ -253,7 +253,7 @@ def _is_failure(response: Response, stream: Stream) -> bool:
 
 
 def _read(body: bytes) -> tuple[Response, list[Any]]:
-    response = Response.model_validate_json(body)
+    response = read_response(body)
     return response, [] if response.stream is None else chunks_of(response.stream, response.body)
 
 

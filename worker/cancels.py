@@ -33,12 +33,12 @@ SLOW = 5.0
 DENIED_EVERY = 30.0
 """The same after a refusal for good, which somebody may cure while the worker runs."""
 SKEW = 60.0
-"""A mark is for what was sent before it, by clocks that may differ by this much. So one that came too late for its
-request is none for a later one with the same `inference_id`."""
+"""A mark of an `inference_id` is for what was sent before it, by clocks that may differ by this much. So one that came
+too late for its request is none for a later one with the same `inference_id`."""
 LINGER = 3.0
 """Seconds that the mark of an `inference_id` stays after the ack: other workers may hold requests that share it."""
-OLD = 15 * 86_400.0
-"""The age of marks whose requests will not come any more: SQS keeps a message for 14 days at most."""
+OLD = 32 * 86_400.0
+"""The age of marks whose requests will not come any more: Pub/Sub keeps a message for 31 days at most, SQS for 14."""
 SWEPT = 10
 """Old marks that one listing removes at most."""
 REMOVALS = 16
@@ -62,8 +62,9 @@ class Stop(Limit):
 
     def marked(self, marks: Mapping[str, float]) -> bool:
         """Whether one of these is for its request."""
-        sent_at = self._message.sent_at
-        return any(_is_for(marks.get(name), sent_at) for name in _names(self._message, self._job))
+        own, *shared = _names(self._message, self._job)
+        # Nobody knows a message's id before it is sent, so clocks have no say in its mark.
+        return own in marks or any(_is_for(marks.get(name), self._message.sent_at) for name in shared)
 
     def __enter__(self) -> "Stop":
         if (marks := self._cancels.marks) and self.marked(marks):
@@ -110,8 +111,9 @@ class Cancels:
     def add(self, limit: Limit) -> None:
         """See `Limits.add`."""
         # Found by its names only when there are marks: nearly all requests come and go without any.
+        if not self._running:
+            self._begun.set()
         self._running[limit] = None
-        self._begun.set()
 
     def discard(self, limit: Limit) -> None:
         """See `Limits.discard`."""

@@ -106,6 +106,8 @@ class Runner:
                 accepted.share.free()
 
     async def _run(self, held: Held, job: Job, latest: float) -> Answer:
+        if job.options.stream:
+            held.stream = self._streams.open(held.message, job, held.lease, lambda: not held.abandoned)
         try:
             with self._stops(held.message, job):
                 return await self._result(held, job, latest)
@@ -114,10 +116,8 @@ class Runner:
 
     async def _result(self, held: Held, job: Job, latest: float) -> Answer:
         message = held.message
-        if job.options.stream:
-            held.stream = self._streams.open(message, job, held.lease, lambda: not held.abandoned)
-            if (problem := unstreamable(job)) is not None:
-                return refusal(problem, job.metadata, job.response_id)
+        if job.options.stream and (problem := unstreamable(job)) is not None:
+            return refusal(problem, job.metadata, job.response_id)
         if self._outputs is not None and (known := await self._outputs.recall(message, job)) is not None:
             return known
         if self._policy.exhausted(message.attempt):

@@ -97,10 +97,10 @@ async def serve(settings: Settings, signals: StopSignals | None = None, engine: 
             try:
                 if await _started(engine, own):
                     if settings.default_path not in engine.paths:
-                        # No reason to end: requests may all name their path. One that does not is answered 404.
-                        log.warning(
-                            "default_path_not_served", default_path=settings.default_path, paths=sorted(engine.paths)
-                        )
+                        # No reason to end: requests may all name their path. One that does not is answered 404. Where
+                        # nobody asked for this path it is as it should be: an app has the paths that it names.
+                        say = log.warning if "default_path" in settings.model_fields_set else log.info
+                        say("default_path_not_served", default_path=settings.default_path, paths=sorted(engine.paths))
                     await _work(settings, engine, ends, own)
             finally:
                 await engine.stop()
@@ -303,6 +303,8 @@ def _figures(stats: EngineStats) -> dict[str, float]:
     if not stats.steps:
         return {}
     occupancy = {"occupancy": round(stats.occupancy, 3)} if stats.places else {}
+    if not stats.tokens:  # as of functions, whose steps are calls: nobody counts their tokens, nor when they rest
+        return occupancy
     return {
         **occupancy,
         "tokens_per_step": round(stats.tokens / stats.steps, 1),

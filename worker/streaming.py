@@ -78,21 +78,26 @@ class Streams:
             wanted=wanted,
         )
 
-    async def submit(self, outgoing: Outgoing, wanted: Callable[[], bool]) -> Outcome:
-        """Publish one message with the next batch. Raises as `Replier.send`."""
-        return await self._batcher.submit(_Piece(outgoing, wanted))
+    async def submit(self, outgoing: Outgoing, barred: Callable[[], AdapterError | None]) -> Outcome:
+        """Publish one message with the next batch. Raises as `Replier.send`.
+
+        Args:
+            outgoing: The message.
+            barred: Asked when its turn has come, which may be long after: an outcome in place of publishing it.
+        """
+        return await self._batcher.submit(_Piece(outgoing, barred))
 
     async def _send(self, batch: Sequence["_Piece"]) -> list[Outcome]:
-        wanted = [one.wanted() for one in batch]
-        going = [one.outgoing for one, still in zip(batch, wanted, strict=True) if still]
+        barred = [one.barred() for one in batch]
+        going = [one.outgoing for one, instead in zip(batch, barred, strict=True) if instead is None]
         outcomes = iter(await self._replier.send(going) if going else ())
-        return [next(outcomes) if still else LeaseLost("the stream is not wanted any more") for still in wanted]
+        return [next(outcomes) if instead is None else instead for instead in barred]
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
     outgoing: Outgoing
-    wanted: Callable[[], bool]
+    barred: Callable[[], AdapterError | None]
 
 
 @dataclass(slots=True)
@@ -301,13 +306,8 @@ class StreamWriter:
             deduplication_id=f"{self._address.deduplication_id}-{self._attempt}-{self._index}",
         )
 
-        async def one_try() -> Outcome:
-            if self._clock() >= self._lease.ends:
-                return Transient("the request's lease has run out, and may be another worker's by now")
-            return await self._streams.submit(outgoing, self._wanted)
-
         self._next = self._clock() + self._streams.interval
-        outcome = await entry_until("publish stream", one_try)
+        outcome = await entry_until("publish stream", lambda: self._streams.submit(outgoing, self._barred))
         if isinstance(outcome, TooLarge):
             raise _too_large(str(outcome))
         if isinstance(outcome, AdapterError) and not isinstance(outcome, ValueError):
@@ -318,9 +318,13 @@ class StreamWriter:
         self._index += 1
         self._count(-min(size, self._counted))  # nothing, where the stream has failed meanwhile
 
-    def _wanted(self) -> bool:
+    def _barred(self) -> AdapterError | None:
         # One that failed meanwhile sees the message through that is under way: it may be there already.
-        return not self._closed and self._still()
+        if self._closed or not self._still():
+            return LeaseLost("the stream is not wanted any more")
+        if self._clock() >= self._lease.ends:
+            return Transient("the request's lease has run out, and may be another worker's by now")
+        return None
 
     def _count(self, size: int) -> None:
         self._counted += size

@@ -103,6 +103,12 @@ async def test_a_bad_id_among_good_ones_is_said_and_leaves_no_task(tmp_path: Pat
     assert len(asyncio.all_tasks()) == 1
 
 
+async def test_one_string_is_not_taken_for_its_characters(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="give a list of ids"):
+        await cancel(f"file://{tmp_path}/m", "doc-17")
+    assert not (tmp_path / "m").exists()
+
+
 async def test_a_store_that_is_away_for_a_moment_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rejoinder.adapters.file_store import FileStore
 

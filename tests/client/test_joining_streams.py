@@ -100,6 +100,19 @@ def test_chunks_of_openai_are_one_completion(tmp_path) -> None:
     assert completion.usage.total_tokens == 3
 
 
+@pytest.mark.parametrize("number", ["9" * 5000, "1e400"])
+def test_a_number_that_only_text_carries_is_as_it_was(tmp_path, number: str) -> None:
+    chunk = f'{{"id":"c","object":"text_completion","choices":[{{"index":0,"text":"a"}}],"n":{number}}}'.encode()
+    nested = b"[" * 127 + number.encode() + b"]" * 127
+    lines = [
+        b'{"status_code":200,"metadata":{"id":%d},"body":%b,"stream":{"index":0,"done":true,"attempt":1}}' % one
+        for one in ((0, chunk), (1, b"[" + nested + b"]"))
+    ]
+    result = Result(tmp_path, 2, lines)
+    assert result.counts == {}
+    assert [line.partition(b'"body":')[2] for line in result.raw] == [b"[" + chunk + b"]}", b"[[" + nested + b"]]}"]
+
+
 def test_what_is_missing_of_a_stream_is_told(tmp_path) -> None:
     whole = stream({"id": 0}, list(range(6)))
     lines = [*whole[:2], whole[6], *stream({"id": 1}, "abc", attempt=4)[:3], *stream({"id": 2}, "", attempt=1)]

@@ -219,6 +219,34 @@ def test_what_is_no_response_is_told_and_harms_nothing(response: bytes, why: str
     assert streams.held == 0
 
 
+def test_halves_of_characters_are_carried() -> None:
+    streams = Streams()
+    metadata = {"n\ud800": ["\udfff"]}
+    messages = [
+        received(1, {"status_code": 200, "metadata": metadata, "body": body, "stream": stream})
+        for body, stream in (
+            ("\ud83d", {"index": 1, "done": False, "attempt": 1}),
+            ("\ude00", {"index": 2, "done": True, "attempt": 1}),
+            ("a", {"index": 0, "done": False, "attempt": 1}),
+        )
+    ]
+    assert told(fed(streams, messages)) == [
+        (1, ["a"]),
+        (1, ["\ud83d"]),
+        (1, ["\ude00"]),
+        (1, 200, ["a", "\ud83d", "\ude00"]),
+    ]
+    (event,) = streams.feed(received(2, {"status_code": 200, "metadata": metadata, "body": "\ud800"}))
+    assert isinstance(event, Answered)
+    assert event.metadata == event.response.metadata == metadata
+    (event,) = streams.feed(received(3, {"status_code": 20, "metadata": {}, "body": "\ud800"}))
+    assert isinstance(event, Unreadable)
+    assert "status_code" in event.reason
+    (event,) = streams.feed(received(4, {"status_code": 200, "body": "\ud800"}))
+    assert isinstance(event, Unreadable)
+    assert "metadata is missing" in event.reason
+
+
 groups = st.lists(st.lists(st.text(max_size=1), max_size=3), min_size=1, max_size=5)
 
 

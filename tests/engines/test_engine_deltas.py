@@ -111,6 +111,30 @@ def test_what_is_told_has_no_beginning_of_a_stop_string(vocabulary, drawn, ended
     assert (whole if before is None else before).startswith(told)
 
 
+def test_a_stop_string_of_byte_tokens_ends_the_text_at_once(tmp_path):
+    """Where line breaks are bytes, as in Llama 2's vocabulary: no token is made to be sure of one."""
+    tokenizer = byte_fallback(tmp_path)
+    text = Text(tokenizer, frozenset())
+    line, half, dog = tokenizer.convert_tokens_to_ids(["<0x0A>", "<0xE6>", "dog"])
+    tokens = [dog, line, line]
+    for stop, end in (("\n", len(tokens) - 1), ("g\n\n", len(tokens))):
+        deltas = Deltas(text, [stop])
+        assert [deltas.push(tokens[:n]) for n in range(1, end + 1)] == [False] * (end - 1) + [True]
+        assert "\n" not in deltas.take()
+    assert not Deltas(text, ["\n", "\ufffd"]).push([dog, line, half])
+
+
+def test_tokens_without_a_text_do_not_part_a_run_of_bytes(tmp_path):
+    """A model's vocabulary can be larger than its tokenizer's."""
+    tokenizer = byte_fallback(tmp_path)
+    text = Text(tokenizer, frozenset())
+    line, half, dog = tokenizer.convert_tokens_to_ids(["<0x0A>", "<0x80>", "dog"])
+    for silent in (len(tokenizer), len(tokenizer) + 9, tokenizer.bos_token_id):
+        tokens = [line, silent, half, dog]
+        pieces = Pieces(text)
+        assert "".join(pieces.read(tokens[:end]) for end in range(1, len(tokens) + 1)) == text.decode(tokens)
+
+
 def test_all_but_what_must_wait_is_told_with_each_token(vocabulary):
     text, _ = vocabulary
     tokens = text.encode("aaa") * 3

@@ -174,7 +174,7 @@ async def test_a_stream_that_has_begun_is_not_run_again_and_one_that_has_not_is(
         await eventually(lambda: seen["begun"] and (tmp_path / "quiet").exists())
         with only_replaced(1):
             await leave(await begin(engine, "goes_on"))
-            with pytest.raises(errors.Unavailable, match="the stream will be tried again"):
+            with pytest.raises(errors.Unavailable, match="a stream in it that had begun"):
                 await calls[0]
             assert await calls[1] == await engine.generate(request("pid"))
         assert seen == {"begun": ["first"], "quiet": []}
@@ -256,6 +256,20 @@ async def test_a_process_that_dies_before_it_is_killed_has_died():
         assert engine.deaths == 1
         assert waiting.timer.cancelled()  # the next process is not killed for it
         assert engine._suspects.company(request("echo", name="mine"), 8) == 2
+
+
+async def test_a_process_that_has_died_unnoticed_is_not_killed_for_what_goes_on():
+    async with engine_process(dataclasses.replace(PATIENT, restart_backoff=0.05)) as engine:
+        pid = await engine.generate(request("pid"))
+        await leave(await begin(engine, "goes_on", name="mine"))
+        (neighbour,) = await running(engine, "n")
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        engine._child._overdue()  # before the loop hears of it
+        with pytest.raises(errors.Unavailable, match="signal 9"):
+            await neighbour
+        await eventually(lambda: engine.capacity == 7)
+        assert engine.deaths == 1
 
 
 async def test_a_next_process_that_never_comes_hands_all_back(tmp_path):

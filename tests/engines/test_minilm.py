@@ -61,7 +61,8 @@ async def test_a_worker_answers_a_good_request_and_a_bad_one(tmp_path):
         engine=("--model", str(get_model_path()), "--served-model-name", "m"),
     ) as worker:
         responses = {response["metadata"]["n"]: response for response in map(_json, await queues.receive(3))}
-        assert worker.events("default_path_not_served")[0]["paths"] == ["/v1/embeddings"]
+        (unserved,) = worker.events("default_path_not_served")
+        assert (unserved["paths"], unserved["level"]) == (["/v1/embeddings"], "info")  # nobody asked for that path
         assert worker.stop() == 0
     parsed = CreateEmbeddingResponse.model_validate(responses[1]["body"], strict=True)
     for text, item in zip(TEXTS[:2], parsed.data, strict=True):

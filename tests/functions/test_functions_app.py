@@ -245,7 +245,8 @@ async def test_a_module_or_folder_that_is_not_there(tmp_path):
     for app, folder, message in [
         ("no_module_of_anybody", tmp_path, "there is no module 'no_module_of_anybody'"),
         ("no_module_of_anybody.sub", tmp_path, "there is no module 'no_module_of_anybody'"),
-        ("not/a/module", tmp_path, "names no module"),
+        ("not/a/module", tmp_path, "is no name of an app"),
+        ("app:", tmp_path, "is no name of an app"),
         ("app", tmp_path / "none", "is no directory"),
     ]:
         engine = FunctionsEngine(config(folder, app))

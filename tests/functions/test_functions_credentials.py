@@ -63,13 +63,15 @@ def test_one_that_has_not_changed_is_not_read_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"", b" \n", b"two words", b"two\nlines", b"\xff\xfe"])
-async def test_a_file_without_a_token_is_a_retryable_error_later_and_no_start(tmp_path, content):
+async def test_a_file_without_a_token_is_a_retryable_error_later_and_no_start(tmp_path, content, capsys):
     file = tmp_path / "token"
     file.write_text("first")
     async with serving(tmp_path, TELLING, token_file=str(file)) as engine:
         file.write_bytes(content)
-        with pytest.raises(RetryableError, match="token_file"):
+        with pytest.raises(RetryableError, match="token_file") as caught:
             await ask(engine)
+        assert str(tmp_path) not in caught.value.message  # the sender reads it
+        assert str(file) in capsys.readouterr().out  # of the log
         file.unlink()
         with pytest.raises(RetryableError, match="No such file"):
             await ask(engine)

@@ -131,6 +131,8 @@ async def test_one_input_that_ends_the_process_and_its_neighbours_are_answered(t
         assert status == 503
         assert "the engine process died" in said
         assert worker.events("engine_process_died")
+    # A segfault has no traceback of its own: the log says where it was all the same.
+    assert ("Segmentation fault" in (tmp_path / "log").read_text()) == ("string_at" in how)
 
 
 async def test_a_batch_of_64_with_three_poisonous_items(tmp_path):

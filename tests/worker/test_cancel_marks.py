@@ -15,7 +15,7 @@ from store_harness import files, flaky_stores
 from worker_harness import GateEngine, bench, until, until_empty
 
 from rejoinder.adapters import Denied, Message, Outgoing, Transient, open_blobs, open_subscription, open_topic
-from rejoinder.adapters.cancel_marks import marks_url
+from rejoinder.adapters.cancel_marks import mark_key, marks_url
 from rejoinder.adapters.memory import fresh_url
 from rejoinder.client.cancel import cancel, cancels_of
 from rejoinder.schemas.envelope import Options
@@ -165,11 +165,25 @@ async def test_marks_whose_requests_will_not_come_are_removed(tmp_path: Path) ->
     async with bench(cancels=url) as it:
         await cancel(url, [f"old-{number}" for number in range(25)] + ["new"])
         for path in (tmp_path / "marks").glob("old-*"):
-            os.utime(path, (time.time(), time.time() - 15 * 86_400 - 60))
+            os.utime(path, (time.time(), time.time() - 32 * 86_400 - 60))
+        # Pub/Sub may deliver what was sent 31 days ago.
+        os.utime(tmp_path / "marks" / "new", (time.time(), time.time() - 31 * 86_400))
         await it.send("r")
         await until(lambda: files(tmp_path) == ["marks/new"])
         it.engine.release("r")
         await it.responses_until(1)
+
+
+async def test_a_mark_of_a_message_id_is_for_it_whatever_the_clocks_say(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/marks"
+    async with bench(cancels=url, start=False) as it:
+        name = await it.send("r")
+        await cancel(url, [name])
+        os.utime(tmp_path / "marks" / mark_key(name), (time.time(), time.time() - 3600))
+        it.start()
+        (response,) = await it.responses_until(1)
+        assert response["status_code"] == 499
+        await until(lambda: files(tmp_path) == [])
 
 
 async def test_a_mark_is_for_what_was_sent_before_it(tmp_path: Path) -> None:

@@ -23,3 +23,18 @@ async def test_a_cancelled_stream_ends_with_499() -> None:
         engine.end("b")
         assert places((await it.responses_until(4))[3:]) == [(None, 0, True)]
         await until_empty(it)
+
+
+async def test_one_that_is_cancelled_before_it_began_ends_so_too() -> None:
+    async with bench(Talker()) as it:
+        engine = await streaming_bench(it, "a")
+        await engine.begun("a")
+        probe = await it.send("probe")
+        await engine.begun("probe")
+        await cancel(cancels_of(requests=it.requests), ["b", probe])
+        await until(lambda: engine.cancelled == ["probe"])  # the marks have been seen
+        await it.send("b", options={"stream": True, "inference_id": "b"})
+        got = await it.responses_until(2)
+        assert (got[1]["status_code"], got[1]["stream"]) == (499, place(0, done=True, chunks=0))
+        engine.end("a")
+        await it.responses_until(3)

@@ -2,13 +2,21 @@
 
 import asyncio
 import json
+import math
+from collections.abc import Sequence
+from typing import cast
 
 import pytest
 from group_queue import GroupQueue, opener
-from talking import STREAM, Talker, places, streaming_bench
+from talking import STREAM, Talker, place, places, streaming_bench
 from worker_harness import LIMIT, bench, flaky, until, until_backlog, until_empty
 
-from rejoinder.adapters import Transient
+from rejoinder.adapters import Message, Outgoing, Topic, Transient
+from rejoinder.schemas.envelope import Options
+from rejoinder.worker.handler import Answer, Job
+from rejoinder.worker.lease import Lease
+from rejoinder.worker.reply import Replier
+from rejoinder.worker.streaming import Streams, StreamWriter
 
 
 @pytest.mark.parametrize("counts", [True, False])
@@ -61,6 +69,53 @@ async def test_a_lease_lost_while_a_chunk_waits_for_the_broker_lets_it_not_go(mo
         await until(lambda: not queue.left)
         assert places(got) == [("end", 0, True)]
         assert len(it.got) == 1
+
+
+class Gated:
+    """A topic whose calls return when the test says so."""
+
+    name, max_body = "gated", 10_000
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+        self.under_way = 0
+        self.sent: list[str] = []
+
+    async def publish(self, batch: Sequence[Outgoing]) -> list[str]:
+        self.under_way += 1
+        await self.open.wait()
+        self.sent += [json.loads(one.body)["body"] for one in batch]
+        return ["id"] * len(batch)
+
+
+async def test_what_waited_behind_others_is_not_published_once_its_lease_has_run_out() -> None:
+    topic = Gated()
+    streams = Streams(Replier(cast("Topic", topic), "s"), carried=10_000, interval=0.0, max_bytes=1000)
+    looked: list[str] = []
+
+    def opened(name: str) -> tuple[StreamWriter, Lease]:
+        lease = Lease(Message(name, b"", {}, 1, None, None), lambda: None, math.inf, math.inf, math.inf)
+        job = Job("/run", None, name, 0, 1, "{}", Options(stream=True))
+        writer = streams.open(lease.message, job, lease, lambda: looked.append(name) is None)
+        writer.begin(lambda: None)(name)
+        return writer, lease
+
+    others = []
+    for name in "ab":  # as many as there are calls at once
+        others.append(opened(name)[0])
+        await until(lambda: topic.under_way == len(others))
+    late, lease = opened("late")
+    await asyncio.sleep(0)
+    lease.ends = 0.0
+    topic.open.set()
+    for other in others:
+        await other.finish(Answer(200, "{}", None, "x"))
+    await until(lambda: looked.count("late") >= 2)
+    assert topic.sent == ["a", "b"]
+    lease.ends = math.inf  # it was renewed after all
+    answer = await late.finish(Answer(200, "{}", None, "late"))
+    assert topic.sent == ["a", "b", "late"]
+    assert answer.stream == place(1, done=True, chunks=0)
 
 
 async def test_a_stop_lets_a_stream_come_to_its_end() -> None:

@@ -5,6 +5,7 @@
 
 import asyncio
 import ctypes
+import faulthandler
 import gc
 import importlib
 import io
@@ -44,6 +45,8 @@ def main() -> None:
     os.register_at_fork(after_in_child=_heed)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # what is printed is to be seen, even if the process dies next
+    # A crash in C code ends the process without a word. This says on stderr which lines of Python were running.
+    faulthandler.enable()
     if sys.platform == "linux":
         # The kernel kills this process with the thread that started it, the worker's event loop, even while a C call
         # holds the GIL. Where there is no such thing, or the worker died before this line, the end of the pipe tells.

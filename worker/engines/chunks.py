@@ -98,11 +98,11 @@ class Chunks:
 
     def _flush(self) -> None:
         fresh, self._fresh = self._fresh, {}
-        self._next = self._loop.time() + INTERVAL
         self._tell(fresh)
 
     def _tell(self, fresh: dict[int, Take]) -> None:
         """One chunk of all of them that have something to tell."""
+        self._next = self._loop.time() + INTERVAL
         parts = []
         for index, take in fresh.items():
             if text := take():

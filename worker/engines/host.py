@@ -174,7 +174,7 @@ class EngineProcess:
         return body
 
     def _unavailable(self) -> Unavailable:
-        return Unavailable(f"the engine process is not running ({self._why}); the request will be tried again")
+        return Unavailable(f"the engine process is not running ({self._why})")
 
     async def wait_gone(self) -> None:
         """See `Engine.wait_gone`."""

@@ -81,7 +81,8 @@ class ChildProcess:
         if not self._ready.done() and not self._dead.done():
             await self.kill(f"it was not ready after {seconds:g} s")
         if not self._ready.done():
-            raise EngineGone(f"the engine could not be started: {self._dead.result()}")
+            why = self._reason or f"its process ended ({self._dead.result()})"
+            raise EngineGone(f"the engine could not be started: {why}")
         self._tasks.append(asyncio.create_task(self._watch(process)))
 
     async def _popen(self) -> subprocess.Popen[bytes]:
@@ -149,7 +150,8 @@ class ChildProcess:
 
     def _overdue(self) -> None:
         """What was cancelled goes on: only the end of the process ends it, be it a thread, or C code with the GIL."""
-        if self.ending or self._process is None:
+        # One that has died already is not ours to kill: that is a death, and its number may be another's by now.
+        if self.ending or self._process is None or self._process.poll() is not None:
             return
         self.sacrificed = True
         self._reason = f"a request went on in it for {self._cancel_seconds:g} s after it was cancelled"
@@ -237,9 +239,9 @@ class ChildProcess:
 
     def _lost_call(self, call: Call, how: str) -> Exception:
         if not self.sacrificed:
-            return Unavailable(f"the engine process died ({how}); the request will be tried again")
+            return Unavailable(f"the engine process died ({how})")
         if call.emitted:
-            return Unavailable(f"the engine process was ended ({how}); the stream will be tried again")
+            return Unavailable(f"the engine process was ended ({how}), with a stream in it that had begun")
         return Interrupted()
 
 

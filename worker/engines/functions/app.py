@@ -77,9 +77,9 @@ def _of_marked(name: str, values: Sequence[Any], init: Callable[..., Any] | None
 def _imported(name: str, module: str, folder: Path) -> ModuleType:
     if not folder.is_dir():
         raise EngineGone(f"app_dir {folder} is no directory")
-    if not all(part.isidentifier() for part in module.split(".")):
+    if name.endswith(":") or not all(part.isidentifier() for part in module.split(".")):
         raise EngineGone(
-            f"app {name!r} names no module: it should be MODULE or MODULE:NAME, as in my_package.my_module"
+            f"app {name!r} is no name of an app: it should be MODULE or MODULE:NAME, as in my_package.my_module"
         )
     if str(folder) not in sys.path[:1]:
         sys.path.insert(0, str(folder))

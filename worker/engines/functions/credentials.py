@@ -7,7 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from rejoinder.worker.errors import EngineGone, RetryableError
+
+log = structlog.get_logger(__name__)
 
 VARIABLE = "USER_TOKEN_FILE_PATH"
 """Of the environment: the file that watsonx.ai's services read their token from."""
@@ -29,16 +33,24 @@ class Token:
         self._path = path
         self._seen: tuple[tuple[int, ...], str] | None = None
         try:
-            self()
-        except RetryableError as exc:
-            raise EngineGone(exc.message) from exc
+            self._read()
+        except ValueError as exc:
+            raise EngineGone(f"token_file {path} {exc}") from exc
 
     def __call__(self) -> str:
         """The current token. May be called in any thread.
 
         Raises:
-            RetryableError: there is none now.
+            RetryableError: there is none now. Its text may reach a sender, so the file's place is in the log alone.
         """
+        try:
+            return self._read()
+        except ValueError as exc:
+            log.warning("token_missing", token_file=str(self._path), error=str(exc))
+            raise RetryableError(f"the worker's token_file {exc}") from exc
+
+    def _read(self) -> str:
+        """The current token, or a ValueError that says what is wrong with the file."""
         try:
             stat = self._path.stat()
             mark = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
@@ -48,10 +60,10 @@ class Token:
             token = self._path.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as exc:
             reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
-            raise RetryableError(f"token_file {self._path} cannot be read: {reason}") from exc
+            raise ValueError(f"cannot be read: {reason}") from exc
         if not token or not token.isprintable() or " " in token:
             what = "holds more than a token" if token else "is empty"
-            raise RetryableError(f"token_file {self._path} {what}")
+            raise ValueError(what)
         self._seen = (mark, token) if time.time_ns() - stat.st_mtime_ns > SETTLED_NANOSECONDS else None
         return token
 

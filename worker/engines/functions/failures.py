@@ -33,7 +33,7 @@ def failure(exc: BaseException, response_id: str) -> RequestError:
         return _sound(exc)
     if isinstance(exc, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(exc).__mro__):
         log.error("function_out_of_memory", response_id=response_id, exc_info=exc)
-        return Unavailable("the function ran out of memory; the request will be tried again", code="out_of_memory")
+        return Unavailable("the function ran out of memory", code="out_of_memory")
     log.error("function_failed", response_id=response_id, exc_info=exc)
     return Failed(f"the function failed: {type(exc).__name__}")
 

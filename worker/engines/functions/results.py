@@ -85,7 +85,8 @@ def _unknown(value: Any) -> Any:
 
 
 def _not_json(value: Any) -> NotGiven:
-    return NotGiven(f"the function's answer cannot be written as JSON: it has a {type(value).__qualname__} in it")
+    kind = type(value).__qualname__
+    return NotGiven(f"the function's answer cannot be written as JSON: a value of type {kind} is in it")
 
 
 def answer(value: Any) -> Any:

@@ -50,6 +50,13 @@ class Pieces:
         self._read = end
         return piece
 
+    def unsure(self, tokens: Sequence[int]) -> str:
+        """What follows the pieces if no token follows; nothing where that is half a character, or very long."""
+        if not 0 < len(tokens) - self._read <= _LAST_TOKENS:
+            return ""
+        new = self._decode(tokens[self._begin :])
+        return "" if new.endswith(_REPLACEMENT) else new[self._context :]
+
     def _decode(self, tokens: Sequence[int]) -> str:
         return self._text.decode(tokens, self._stop_tokens)
 
@@ -87,7 +94,8 @@ class Deltas:
 
     def _look(self) -> bool:
         held = self._held + self._pieces.read(self._tokens)
-        if cut(held, self._stops) is not None:
+        # Where line breaks are byte tokens, to wait until one is sure would cost the tokens up to there.
+        if cut(held + self._pieces.unsure(self._tokens), self._stops) is not None:
             return True
         kept = len(held) - max(_begun(held, stop) for stop in self._stops)
         self._sure, self._held = self._sure + held[:kept], held[kept:]

@@ -26,9 +26,10 @@ class Text:
         self._eos = eos
         ids: Any = tokenizer.convert_tokens_to_ids(_BYTES)
         special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-        self._open = frozenset(
-            special.union(token for name, token in zip(_BYTES, ids, strict=True) if _is(tokenizer, token, name))
-        )
+        byte_tokens = {token for name, token in zip(_BYTES, ids, strict=True) if _is(tokenizer, token, name)}
+        known = frozenset(tokenizer.get_vocab().values())
+        self._size = 1 + max(known)
+        self._open = frozenset(special | byte_tokens | (set(range(self._size)) - known))
         # The first call sets padding and truncation off, which no other thread may see half done.
         self.encode("x")
 
@@ -67,9 +68,10 @@ class Text:
     def open(self, token: int) -> bool:
         """Whether what follows a token may change the text that ends with it.
 
-        A run of byte tokens is a text only if all of it is one; special tokens say nothing and do not part a run.
+        A run of byte tokens is a text only if all of it is one; special tokens, and those that only the model knows,
+        say nothing and do not part a run.
         """
-        return token in self._open
+        return token in self._open or token >= self._size
 
     def decode(self, tokens: Sequence[int], stop_tokens: Collection[int] = ()) -> str:
         """The text of generated tokens, without special ones and without the one that ended them."""
