@@ -36,9 +36,14 @@ def marks_url(requests: str | None, cancels: str | None, blobs: str | None) -> s
     return _beside(requests) if requests is not None and scheme == "sqlite" else None
 
 
-def _beside(requests: str) -> str | None:
+def sqlite_file(requests: str) -> str:
+    """The file of a sqlite:// queue: its absolute path, links followed. Raises BadURL."""
     from rejoinder.adapters.sqlite import Location  # noqa: PLC0415 - only where it is the broker
 
-    path = os.path.realpath(Location.parse(requests).path)
+    return os.path.realpath(Location.parse(requests).path)
+
+
+def _beside(requests: str) -> str | None:
+    path = sqlite_file(requests)
     # A store's URL is taken as it stands: there is none for a directory whose name has what ends a path there.
     return None if set("?#") & set(path) or not path.isprintable() else f"file://{path}.{FOLDER}/"

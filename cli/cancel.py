@@ -9,7 +9,7 @@ import typer
 from rejoinder.cli.errors import ExitCode, Failure
 from rejoinder.cli.running import refuse_memory, run, say
 from rejoinder.client.cancel import cancel as leave_marks
-from rejoinder.client.cancel import cancels_of
+from rejoinder.client.cancel import cancels_of, queue_file
 
 
 def cancel(
@@ -29,6 +29,8 @@ def cancel(
     """
     url = cancels_of(requests=requests, cancels=cancels, blobs=blobs)
     refuse_memory(url)
+    if requests is not None and cancels is None and blobs is None and not queue_file(requests).exists():
+        raise Failure(f"there is no queue in {requests!r}: its file does not exist", ExitCode.FAILED)
     try:
         count = run(leave_marks(url, list(_ids(ids))))
     except UnicodeDecodeError as exc:

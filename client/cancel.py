@@ -5,9 +5,10 @@ await cancel("s3://my-bucket/jobs/cancels", ["doc-17"])
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
 
 from rejoinder.adapters import BadURL, BlobStore, open_blobs
-from rejoinder.adapters.cancel_marks import mark_key, marks_url
+from rejoinder.adapters.cancel_marks import mark_key, marks_url, sqlite_file
 from rejoinder.client.patience import patiently
 
 AT_ONCE = 16
@@ -27,6 +28,11 @@ def cancels_of(*, requests: str | None = None, cancels: str | None = None, blobs
         named = f"{requests!r} does not say" if requests else "nothing says"
         raise BadURL(f"{named} where cancel marks are: name the workers' store of them (cancels), or their blobs")
     return url
+
+
+def queue_file(requests: str) -> Path:
+    """The file of a sqlite:// queue, beside which its marks are."""
+    return Path(sqlite_file(requests))
 
 
 async def cancel(url: str, ids: Iterable[str]) -> int:

@@ -63,8 +63,14 @@ class Stop(Limit):
     def marked(self, marks: Mapping[str, float]) -> bool:
         """Whether one of these is for its request."""
         own, *shared = _names(self._message, self._job)
+        sent_at = self._message.sent_at
         # Nobody knows a message's id before it is sent, so clocks have no say in its mark.
-        return own in marks or any(_is_for(marks.get(name), self._message.sent_at) for name in shared)
+        if own in marks:
+            return True
+        # Of what was listed before a pause, others may have removed this one, whose id is free for another request.
+        if sent_at is None and self._cancels.paused:
+            return False
+        return any(_is_for(marks.get(name), sent_at) for name in shared)
 
     def __enter__(self) -> "Stop":
         if (marks := self._cancels.marks) and self.marked(marks):
@@ -92,6 +98,8 @@ class Cancels:
         self._store = store
         self.marks: dict[str, float] = {}
         """What the last listing found, and when each was made."""
+        self.paused = False
+        """Whether nothing has been listed since nothing was held."""
         self._running: dict[Limit, None] = {}
         self._begun = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
@@ -131,7 +139,8 @@ class Cancels:
             await asyncio.sleep(max(pause - took, min(took, SLOW)))
             if not self._running:
                 self._begun.clear()
-                self.marks = {}  # others may remove what nobody here looks at
+                # The marks stay: an attempt that fails sooner than a listing ends would find none at the next, either.
+                self.paused = True
 
     async def _look(self) -> float:
         """End what is marked. Returns after how many seconds to look again."""
@@ -144,7 +153,7 @@ class Cancels:
         self._worked("list")
         for name in self._removed:
             found.pop(name, None)
-        self.marks = found
+        self.marks, self.paused = found, False
         running = self._running if found else ()
         marked = [one for one in running if isinstance(one, Stop) and not one.expired and one.marked(found)]
         for one in marked:

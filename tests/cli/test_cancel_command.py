@@ -26,6 +26,13 @@ def test_ids_from_the_line_and_from_stdin_leave_marks_beside_the_queue(tmp_path:
     assert set(ids) < set(found), "what may be a file's name is one"
 
 
+def test_a_queue_that_is_not_there_is_a_slip_of_the_name(tmp_path: Path) -> None:
+    done = rejoinder("cancel", "--requests", "sqlite:///wrok.db?queue=requests", "one", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"there is no queue in 'sqlite:///wrok.db?queue=requests': its file does not exist" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("args", "place"),
     [

@@ -21,6 +21,7 @@ from rejoinder.client.cancel import cancel, cancels_of
 from rejoinder.schemas.envelope import Options
 from rejoinder.worker import cancels as cancels_module
 from rejoinder.worker.cancels import Cancels
+from rejoinder.worker.errors import Cancelled
 from rejoinder.worker.handler import Job
 from rejoinder.worker.service import StopSignals, serve
 from rejoinder.worker.settings import Settings
@@ -220,6 +221,26 @@ async def test_a_limit_that_runs_out_with_the_mark_and_a_lost_lease_are_told_apa
         with pytest.raises(asyncio.CancelledError):
             await task
         assert cancels._running == {}
+
+
+async def test_an_attempt_that_fails_before_a_listing_ends_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the only one held: nothing is held any more when the listing brings its mark, nor until it comes again."""
+    monkeypatch.setattr(cancels_module, "EVERY", 0.01)
+    async with open_blobs(url := fresh_url()) as store:
+        cancels = Cancels(store)
+        message = Message("1", b"", {}, 1, time.time(), None)
+        job = Job("/run", None, "r", 0, 1, "{}", Options(inference_id="id"))
+        await cancel(url, ["id"])
+        watch = asyncio.create_task(cancels.run())
+        with cancels.stop(message, job):
+            pass
+        await until(lambda: cancels.paused)
+        with pytest.raises(Cancelled), cancels.stop(message, job):
+            pass
+        untold = Message("2", b"", {}, 1, None, None)  # perhaps a later one: its broker does not say when it was sent
+        with cancels.stop(untold, job):
+            pass
+        watch.cancel()
 
 
 async def test_notices_call_it_failed() -> None:

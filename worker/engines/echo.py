@@ -30,7 +30,7 @@ class EchoEngine:
         if request.path not in self.paths:
             raise Missing(f"{request.path} is not served; {' and '.join(sorted(self.paths))} are", param="path")
         if not self.capacity:
-            raise Unavailable("the engine is not running; the request will be tried again")
+            raise Unavailable("the engine is not running")
         self.progress += 1
         if request.emit is None:
             return request.body

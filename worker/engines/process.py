@@ -125,7 +125,7 @@ class ChildProcess:
         if self.sacrificed:
             raise Interrupted
         if self.ending:
-            raise Unavailable("the engine process has ended; the request will be tried again")
+            raise Unavailable("the engine process has ended")
         number = next(self._ids)
         try:
             data = encode(_asked(number, request))

@@ -94,7 +94,7 @@ class StallWatch:
             if sequence.quiet >= self._limit and not sequence.done.done():
                 sequence.done.set_exception(
                     Unavailable(
-                        f"no progress for {self._limit:g} s while others ran; the request will be tried again",
+                        f"no progress for {self._limit:g} s while others ran",
                         code="stalled",
                     )
                 )

@@ -45,7 +45,7 @@ EVERY = 16
 a stream has each of them."""
 SEEDS = 2**63 - 1
 """vLLM keeps a seed in a signed 64-bit integer, and takes -1 for none: ours are the non-negative ones."""
-STOPPED = "the engine was stopped; the request will be tried again"
+STOPPED = "the engine was stopped"
 WATCH_SECONDS = 0.25
 """How soon the end of vLLM's processes is noticed where no request was in flight to tell."""
 
@@ -131,7 +131,7 @@ class VllmEngine:
         """Run one request; see `Engine.generate`. The same body again gives the same answer as far as vLLM's does."""
         llm, text = self._llm, self._text
         if llm is None or text is None or self._stopped:
-            raise Unavailable("the engine is not running; the request will be tried again")
+            raise Unavailable("the engine is not running")
         body = admission.parse_body(request.path, request.body)
         model = admission.served_name(body.model, self._served)
         admission.check_sampling(body, self._limits)
@@ -207,7 +207,7 @@ class VllmEngine:
         except VLLMClientError as exc:
             raise _refused(exc) from exc
         except (EngineDeadError, GracefulHTTPError, RetryableRequestError) as exc:
-            raise Unavailable(f"{_line(exc)}; the request will be tried again") from exc
+            raise Unavailable(f"{_line(exc)}") from exc
         except VLLMServerError as exc:
             # Its message may quote the request.
             raise Failed(f"vLLM failed on this request: {type(exc.__cause__ or exc).__name__}") from exc

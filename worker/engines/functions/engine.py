@@ -156,7 +156,7 @@ class FunctionsEngine:
     async def generate(self, request: EngineRequest) -> Any:
         """See `Engine.generate`."""
         if not self.capacity:
-            raise Unavailable("the engine is not running; the request will be tried again")
+            raise Unavailable("the engine is not running")
         callers = self._answers if request.emit is None else self._streams
         caller = callers.get(request.path)
         if caller is None:
@@ -173,7 +173,7 @@ class FunctionsEngine:
                 if not self._stopping:
                     raise
                 task.uncancel()
-                raise Unavailable("the engine is stopping; the request will be tried again") from exc
+                raise Unavailable("the engine is stopping") from exc
             error = failure(exc, request.response_id)
             try:
                 if error is exc:

@@ -166,7 +166,7 @@ class ContinuousBatch:
                 **brought,
             )
             if added is None or not self.alive:  # the thread may have ended between looking and adding: it tells nobody
-                raise Unavailable("the engine is ending; the request will be tried again")
+                raise Unavailable("the engine is ending")
             tokens = await done
             self._capacity.saw(self._size(len(prompt) + len(tokens) // 2), len(tokens))
             return generated(tokens, brought)
@@ -192,12 +192,12 @@ class ContinuousBatch:
         first = error.partition("\n")[0]
         if self.alive:
             return Failed(f"the engine failed on this request: {first}")
-        return Unavailable(f"the engine failed on its whole batch ({first}); the request will be tried again")
+        return Unavailable(f"the engine failed on its whole batch ({first})")
 
 
 def _end(done: "asyncio.Future[list[int]]") -> None:
     if not done.done():
-        done.set_exception(Unavailable("the engine was stopped; the request will be tried again"))
+        done.set_exception(Unavailable("the engine was stopped"))
 
 
 def _manager(model: PreTrainedModel, settings: TransformersSettings, running: int) -> ContinuousBatchingManager:

@@ -32,7 +32,7 @@ WARMUP_TOKENS = 8
 """Prompt and new ones together: a prefill and some steps after it."""
 WATCH_SECONDS = 0.25
 """How soon the end of the generation thread is noticed where no request was in flight to tell."""
-STOPPED = "the engine was stopped; the request will be tried again"
+STOPPED = "the engine was stopped"
 
 T = TypeVar("T")
 
@@ -133,7 +133,7 @@ class TransformersEngine:
     async def generate(self, request: EngineRequest) -> Any:
         """Run one request; see `Engine.generate`."""
         if not self._started or self._stopped:
-            raise Unavailable("the engine is not running; the request will be tried again")
+            raise Unavailable("the engine is not running")
         body = admission.parse_body(request.path, request.body)
         model = admission.served_name(body.model, self._served)
         admission.check_sampling(body, self._limits)

@@ -33,7 +33,7 @@ def is_device_lost(error: Exception) -> bool:
 
 def out_of_memory() -> Unavailable:
     """The error of what cannot run although nothing runs beside it."""
-    return Unavailable("out of memory, with this request alone; it will be tried again", code="out_of_memory")
+    return Unavailable("out of memory, with this request alone", code="out_of_memory")
 
 
 def no_number() -> Failed:

@@ -59,7 +59,7 @@ class ForwardBatcher:
             Failed: the model failed on one of the sequences, or gave something that is no number for it.
         """
         if self._stopped or self.broken.is_set():
-            raise Unavailable("the engine is not running; the request will be tried again")
+            raise Unavailable("the engine is not running")
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[torch.Tensor]] = [loop.create_future() for _ in sequences]
         waiting = self._pool.add(sequences, futures)
@@ -101,7 +101,7 @@ class ForwardBatcher:
     def _once(self, batch: Sequence[Tokens]) -> list[Outcome] | RetryableError:
         # Returned, not raised: a half must not be tried while a traceback still holds the tensors of the whole.
         if self._stopped or self._lost or self._forward is None:
-            return Unavailable("the engine was stopped; the request will be tried again")
+            return Unavailable("the engine was stopped")
         try:
             rows = self._forward(batch)
             finite = torch.isfinite(rows).all(-1).tolist()
@@ -110,7 +110,7 @@ class ForwardBatcher:
         except Exception as exc:  # noqa: BLE001  # whatever it is, it must stay with the sequence that causes it
             if is_device_lost(exc):  # only a new process gets another
                 self._lost = True
-                return Unavailable(f"the device failed ({_first_line(exc)}); the request will be tried again")
+                return Unavailable(f"the device failed ({_first_line(exc)})")
             if is_out_of_memory(exc):
                 return out_of_memory()
             return Failed(f"the engine failed on this input: {type(exc).__name__}")
@@ -121,7 +121,7 @@ class ForwardBatcher:
         """Run nothing more; every sequence without a result raises `Unavailable`. Returns after the current forward."""
         self._stopped = True
         while batch := self._pool.take():
-            _deliver(batch, [Unavailable("the engine was stopped; the request will be tried again")] * len(batch))
+            _deliver(batch, [Unavailable("the engine was stopped")] * len(batch))
         if self._task is not None:
             await asyncio.wait({self._task})
         self._thread.shutdown(wait=False, cancel_futures=True)

@@ -149,7 +149,7 @@ class Grammars:
             grammar = await asyncio.shield(known)  # others may wait for it too
         except asyncio.CancelledError:
             if known.cancelled():
-                raise Unavailable("the engine is ending; the request will be tried again") from None
+                raise Unavailable("the engine is ending") from None
             raise
         except Exception:
             self._known.pop(text, None)  # no process could be started, or none was in time: no fault of the schema
@@ -199,7 +199,7 @@ def _check(schema: str) -> str:
     try:
         done = subprocess.run(command, input=schema.encode(), capture_output=True, check=False, timeout=CHECK_SECONDS)  # noqa: S603  # our own file
     except subprocess.TimeoutExpired:
-        raise Unavailable("the schema could not be checked in time; the request will be tried again") from None
+        raise Unavailable("the schema could not be checked in time") from None
     return "the schema is too complex to be compiled" if done.returncode else _reason(done.stdout.decode())
 
 

@@ -145,7 +145,7 @@ class PoolingEngine(ABC):
     async def generate(self, request: EngineRequest) -> Any:
         """Run one request; see `Engine.generate`."""
         if not self._running:
-            raise Unavailable("the engine is not running; the request will be tried again")
+            raise Unavailable("the engine is not running")
         if request.path != self._path:
             raise Missing(f"{request.path} is not served; {self._path} is", param="path")
         no_stream(request, request.path)
@@ -194,12 +194,12 @@ class PoolingEngine(ABC):
 
     async def _rows(self, sequences: Sequence[Tokens]) -> list[torch.Tensor]:
         if self._batcher is None:
-            raise Unavailable("the engine is not running; the request will be tried again")
+            raise Unavailable("the engine is not running")
         return await self._batcher.run(sequences)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         if self._stopped:
-            raise Unavailable("the engine was stopped; the request will be tried again")
+            raise Unavailable("the engine was stopped")
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
 

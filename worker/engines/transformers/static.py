@@ -133,7 +133,7 @@ class StaticBatch:
         row = Row(list(prompt), max_new_tokens, ends, stop, initial, brought, loop.create_future())
         with self._changed:
             if not self.alive:
-                raise Unavailable("the engine is ending; the request will be tried again")
+                raise Unavailable("the engine is ending")
             self._loop = loop
             self._rows.add(row)
             self._waiting.append(row)
@@ -164,7 +164,7 @@ class StaticBatch:
     def _abandon(self) -> None:
         for row in self._rows:
             if not row.result.done():
-                row.result.set_exception(Unavailable("the engine has ended; the request will be tried again"))
+                row.result.set_exception(Unavailable("the engine has ended"))
 
     def _next(self) -> list[Row]:
         """The rows of the next batch, once there are any; none where the thread is to end."""
