@@ -45,6 +45,8 @@ class Broker:
     carries_empty: bool = True
     """Whether a message may have neither body nor attributes."""
     says_sent_at: bool = True
+    relays: bool = False
+    """Whether the queue gets a message only after it was published: a topic hands it on."""
     orders_keys: bool = True
     """Whether messages of one ordering key come in the order of publishing."""
     keeps_order: bool = True
@@ -152,7 +154,7 @@ BROKERS = (
     Broker("sqlite", _sqlite, short_lease=0.2, patience=20),
     sqs("sqs", _sqs, orders_keys=False, carries_pointers=True),
     sqs("sqs-fifo", partial(_sqs, fifo=True), acks_late=False, carries_pointers=True),
-    sqs("sns", _sns, orders_keys=False),
+    sqs("sns", _sns, orders_keys=False, relays=True),
     pubsub("pubsub", _pubsub, orders_keys=False),
     # The emulator fails every pull of an ordered subscription that has a message to bury.
     pubsub("pubsub-ordered", partial(_pubsub, enable_message_ordering=True), buries=False),

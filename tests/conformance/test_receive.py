@@ -63,6 +63,8 @@ async def test_sent_at_is_when_the_broker_took_it(bench):
     await put(topic, b"x")
     after = time.time()
     (message,) = await bench.get(subscription)
+    if bench.broker.relays:
+        after = time.time()
     if bench.broker.says_sent_at:
         assert message.sent_at is not None
         assert before - CLOCK <= message.sent_at <= after + CLOCK
