@@ -4,11 +4,18 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from children import begin_test
 from engine_harness import build_tiny, forget_vllm, started
 from static_harness import ROWS
 from vllm_harness import started_vllm
 
 from rejoinder.worker.engines.transformers.static import StaticBatch
+
+
+@pytest.fixture
+def own_children():
+    """What `children` counts is what this test has started."""
+    begin_test()
 
 
 @pytest.fixture(scope="session")

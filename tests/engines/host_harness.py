@@ -19,14 +19,13 @@ HANGING = HostSettings(
 
 @contextlib.asynccontextmanager
 async def engine_process(settings=QUICK, **config):
-    others = children()  # of what this process did before, such as multiprocessing's resource tracker
     engine = EngineProcess("misbehaving:create", config, settings)
     await engine.start()
     try:
         yield engine
     finally:
         await engine.stop()
-        assert not children() - others  # neither alive nor zombie
+        assert not children()  # neither alive nor zombie
 
 
 _numbers = itertools.count()

@@ -16,6 +16,8 @@ from host_harness import HANGING, QUICK, engine_process, request, running
 from rejoinder.worker import errors
 from rejoinder.worker.engines.host import EngineProcess
 
+pytestmark = pytest.mark.usefixtures("own_children")
+
 
 @pytest.mark.parametrize(
     ("what", "value", "how"),

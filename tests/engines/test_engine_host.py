@@ -16,6 +16,8 @@ from host_harness import QUICK, engine_process, request, running
 from rejoinder.worker import errors
 from rejoinder.worker.engines.host import EngineProcess, HostSettings
 
+pytestmark = pytest.mark.usefixtures("own_children")
+
 
 async def test_paths_capacity_and_results_cross():
     async with engine_process() as engine:

@@ -20,6 +20,8 @@ from rejoinder.worker.engines.protocol import EngineRequest
 from rejoinder.worker.engines.quarantine import Suspects
 from rejoinder.worker.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("own_children")
+
 
 def make(configs, factory="misbehaving:create", settings=QUICK):
     suspects = Suspects()

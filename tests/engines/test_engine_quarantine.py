@@ -13,6 +13,8 @@ from rejoinder.worker.engines.host import EngineProcess, HostSettings
 from rejoinder.worker.engines.protocol import EngineRequest
 from rejoinder.worker.engines.quarantine import Gate, Suspects
 
+pytestmark = pytest.mark.usefixtures("own_children")
+
 
 def named(name, attempt=1):
     return request("echo", name=name, attempt=attempt)

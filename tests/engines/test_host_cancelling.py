@@ -16,6 +16,8 @@ from test_engine_pool import pool
 from rejoinder.worker import errors
 from rejoinder.worker.engines.calls import Calls
 
+pytestmark = pytest.mark.usefixtures("own_children")
+
 CUTTING = dataclasses.replace(QUICK, cancel_seconds=0.3, restart_backoff=600, restart_backoff_limit=600)
 """A death would be seen: the next process would come after ten minutes."""
 PATIENT = dataclasses.replace(CUTTING, cancel_seconds=600)

@@ -10,6 +10,8 @@ from rejoinder.worker import errors
 from rejoinder.worker.engines.child import visible
 from rejoinder.worker.engines.protocol import WithHeaders
 
+pytestmark = pytest.mark.usefixtures("own_children")
+
 
 def stream(what, value, emit):
     asked = request(what, value)
