@@ -1,57 +1,12 @@
 """Dynamic batches that wait, are cancelled and are stopped; in virtual time."""
 
 import asyncio
-import contextvars
-import gc
-import weakref
 
 import pytest
+from batches_harness import Function, batches_of, outcome, submitted
 from virtual_time import in_virtual_time
 
-from rejoinder.worker.engines.functions.batches import Batches, BatchLimits
-from rejoinder.worker.errors import Failed, Unavailable
-
-
-class Function:
-    """Answers after so many seconds, like a coroutine or, `deaf`, like a thread that nobody can stop."""
-
-    def __init__(self, seconds, *, deaf=False):
-        self.seconds = seconds
-        self.deaf = deaf
-        self.calls = []
-        self.ended = []
-        self.cancelled = 0
-
-    async def __call__(self, items):
-        loop = asyncio.get_running_loop()
-        self.calls.append((loop.time(), list(items)))
-        end = loop.time() + self.seconds
-        while loop.time() < end:
-            try:
-                await asyncio.sleep(end - loop.time())
-            except asyncio.CancelledError:
-                self.cancelled += 1
-                if not self.deaf:
-                    raise
-        self.ended.append(loop.time())
-        return list(items)
-
-
-def batches_of(function, size=4, *, wait=0.0, **options):
-    return Batches(function, BatchLimits(size, 1 << 20, wait), **options)
-
-
-async def outcome(task):
-    """How it ended, and when."""
-    try:
-        result = await task
-    except (asyncio.CancelledError, Exception) as exc:  # noqa: BLE001
-        result = type(exc)
-    return asyncio.get_running_loop().time(), result
-
-
-def submitted(loop, batches, count):
-    return [loop.create_task(batches.submit(item)) for item in range(count)]
+from rejoinder.worker.errors import Unavailable
 
 
 def test_a_lone_item_starts_when_it_has_waited_and_at_once_if_it_need_not():
@@ -293,110 +248,5 @@ def test_stopped_before_anything_started_and_while_a_timer_runs():
             assert [(await outcome(task))[1] for task in tasks] == [Unavailable] * 2
         await asyncio.sleep(10)
         assert function.calls == []
-
-    in_virtual_time(main)
-
-
-def test_a_function_that_cancels_itself_is_no_cancelling_of_those_that_wait():
-    async def main(loop):
-        async def call(items):
-            helper = loop.create_task(asyncio.sleep(5))
-            loop.call_soon(helper.cancel)
-            await helper
-
-        batches = batches_of(call, 2)
-        outcomes = [await outcome(task) for task in submitted(loop, batches, 2)]
-        assert [kind for _, kind in outcomes] == [Failed, Failed]
-
-    in_virtual_time(main)
-
-
-def test_when_the_loop_ends_nothing_is_left_behind():
-    faults = []
-
-    async def main():
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _, context: faults.append(context))
-        batches = batches_of(Function(10.0), 1)
-        tasks = submitted(loop, batches, 4)
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert batches.running == 1
-        return tasks, batches
-
-    tasks, batches = asyncio.run(main())
-    assert all(task.done() for task in tasks)
-    assert not faults
-    assert (batches.running, batches.waiting) == (0, 0)
-
-
-def test_neither_context_nor_cancelling_of_one_call_reaches_the_next():
-    variable = contextvars.ContextVar("variable", default="none")
-
-    async def main(loop):
-        seen = []
-
-        async def call(items):
-            seen.append((variable.get(), asyncio.current_task().cancelling()))
-            variable.set("a call's")
-            await asyncio.sleep(0)
-            asyncio.current_task().cancel()
-            return items
-
-        batches = batches_of(call, 1)
-
-        async def submit(item):
-            variable.set("a caller's")
-            return await batches.submit(item)
-
-        assert await asyncio.gather(*(submit(item) for item in range(3))) == [0, 1, 2]
-        assert seen == [("none", 0)] * 3
-
-    in_virtual_time(main)
-
-
-def test_a_failed_item_is_freed_with_its_error():
-    class Body:
-        pass
-
-    async def main(loop):
-        async def call(items):
-            raise ValueError
-
-        batches = batches_of(call, 2)
-        bodies = [Body(), Body()]
-        watched = [weakref.ref(body) for body in bodies]
-        gc.disable()
-        try:
-            tasks = [loop.create_task(batches.submit(body)) for body in bodies]
-            del bodies
-            await asyncio.wait(tasks)
-            assert [type(task.exception()) for task in tasks] == [ValueError, ValueError]
-            del tasks
-            await asyncio.sleep(1)
-            assert [watch() for watch in watched] == [None, None]
-        finally:
-            gc.enable()
-
-    in_virtual_time(main)
-
-
-def test_a_half_that_is_given_up_leaves_no_cancelling_to_the_other():
-    async def main(loop):
-        seen = []
-
-        async def call(items):
-            seen.append((list(items), asyncio.current_task().cancelling()))
-            await asyncio.sleep(1)
-            if len(items) > 1:
-                raise ValueError
-            return items
-
-        batches = batches_of(call, 2)
-        first, second = submitted(loop, batches, 2)
-        await asyncio.sleep(1.5)
-        first.cancel()
-        assert await outcome(second) == (2.5, 1)
-        assert seen == [([0, 1], 0), ([0], 0), ([1], 0)]
 
     in_virtual_time(main)
