@@ -176,8 +176,8 @@ async def test_chunks_that_raise_leave_nothing(bench, size):
     assert await content_of(bench.store, "k") == b"whole"
 
 
-@pytest.mark.parametrize("size", [10, 8 * MIB, LONG])
-async def test_a_cancelled_put_leaves_nothing(bench, size):
+async def put_under_way(store, key, size):
+    """A put whose content does not end: so much of it was taken."""
     taken = asyncio.Event()
 
     async def endless():
@@ -186,8 +186,14 @@ async def test_a_cancelled_put_leaves_nothing(bench, size):
         taken.set()
         await asyncio.Event().wait()
 
-    putting = asyncio.create_task(bench.store.put("k", endless(), "text/plain"))
+    putting = asyncio.create_task(store.put(key, endless(), "text/plain"))
     await taken.wait()
+    return putting
+
+
+@pytest.mark.parametrize("size", [10, 8 * MIB, LONG])
+async def test_a_cancelled_put_leaves_nothing(bench, size):
+    putting = await put_under_way(bench.store, "k", size)
     putting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await putting
@@ -325,16 +331,7 @@ async def test_a_listing_is_of_what_is_below_the_prefix(bench):
 
 
 async def test_what_is_being_written_is_not_listed(bench):
-    taken = asyncio.Event()
-
-    async def endless():
-        async for chunk in stream(b"x" * LONG):
-            yield chunk
-        taken.set()
-        await asyncio.Event().wait()
-
-    putting = asyncio.create_task(bench.store.put("dir/k", endless(), "text/plain"))
-    await taken.wait()
+    putting = await put_under_way(bench.store, "dir/k", LONG)
     assert await keys_of(bench.store) == []
     putting.cancel()
     await asyncio.gather(putting, return_exceptions=True)
