@@ -86,53 +86,42 @@ class Single(_Caller):
             await self._enter(request)
             if function.asynchronous:
                 try:
-                    return function.give(await function.call(body, context))
+                    return await self._awaited(function.call(body, context), request)
                 finally:
                     self._lane.release()
             # The place is free when the thread is, which can be later than when nobody waits any more.
-            result = await self._threads.run(lambda _: self._called(body, context), self._lane.release)
-            if not inspect.iscoroutine(result):
+            result = await self._threads.run(
+                lambda work: self._called(work, body, context, request), self._lane.release
+            )
+            if not _is_late(result):
                 return result
             async with self._lane:
-                return function.give(await result)
+                return await self._awaited(result, request)
         except asyncio.CancelledError:
             if context is not None:
                 context.cancel()
             raise
 
-    def _called(self, body: Any, context: Context | None) -> Any:
+    async def _awaited(self, result: Any, request: EngineRequest) -> Any:  # noqa: ARG002  # a stream's needs it
+        """On the event loop: the answer of an async function's call."""
+        return self.function.give(await result)
+
+    def _called(self, work: Work, body: Any, context: Context | None, request: EngineRequest) -> Any:  # noqa: ARG002
+        """In a thread: the answer, or what is to be awaited of an async function in other clothes, such as a lambda."""
         result = self.function.call(body, context)
-        # An async function in other clothes, such as a lambda's, is found out only now, and belongs on the event loop.
         return result if inspect.iscoroutine(result) else self.function.give(result)
+
+
+def _is_late(result: Any) -> bool:
+    """Whether a call turned out to be async only now: the rest of it belongs on the event loop."""
+    return inspect.iscoroutine(result) or hasattr(result, "__aiter__")
 
 
 class Streamed(Single):
     """One generator for each request. Its chunks are emitted as they come, and the answer is None."""
 
-    async def serve(self, request: EngineRequest, task: Task) -> Any:
-        """See `Caller`."""
-        emit = request.emit
-        assert emit is not None  # noqa: S101  # the engine's choice of this caller
-        function = self.function
-        body, context = self._taken(request, task)
-        try:
-            await self._enter(request)
-            if function.asynchronous:
-                try:
-                    chunks = function.call(body, context)
-                    await self._emit(await chunks if inspect.iscoroutine(chunks) else chunks, emit)
-                finally:
-                    self._lane.release()
-                return None
-            late = await self._threads.run(lambda work: self._pull(work, body, context, emit), self._lane.release)
-            if late is not None:
-                async with self._lane:
-                    await self._emit(await late if inspect.iscoroutine(late) else late, emit)
-        except asyncio.CancelledError:
-            if context is not None:
-                context.cancel()
-            raise
-        return None
+    async def _awaited(self, result: Any, request: EngineRequest) -> None:
+        await self._emit(await result if inspect.iscoroutine(result) else result, _emit_of(request))
 
     async def _emit(self, chunks: AsyncIterator[Any], emit: Callable[[Any], None]) -> None:
         if not hasattr(chunks, "__aiter__"):
@@ -147,10 +136,10 @@ class Streamed(Single):
             if (close := getattr(chunks, "aclose", None)) is not None:
                 await close()
 
-    def _pull(self, work: Work, body: Any, context: Context | None, emit: Callable[[Any], None]) -> Any:
+    def _called(self, work: Work, body: Any, context: Context | None, request: EngineRequest) -> Any:
         """In a thread: run a generator to its end, or until nobody wants its chunks."""
-        chunks = self.function.call(body, context)
-        if inspect.iscoroutine(chunks) or hasattr(chunks, "__aiter__"):
+        emit, chunks = _emit_of(request), self.function.call(body, context)
+        if _is_late(chunks):
             return chunks
         if isinstance(chunks, str | bytes | Mapping) or not hasattr(chunks, "__iter__"):
             raise _yields_nothing(chunks)
@@ -167,6 +156,11 @@ class Streamed(Single):
             if (close := getattr(chunks, "close", None)) is not None:
                 close()
         return None
+
+
+def _emit_of(request: EngineRequest) -> Callable[[Any], None]:
+    assert request.emit is not None  # noqa: S101  # the engine's choice of this caller
+    return request.emit
 
 
 def _yields_nothing(value: Any) -> TypeError:
