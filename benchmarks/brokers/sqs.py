@@ -30,12 +30,21 @@ def url(name: str) -> str:
 
 
 @asynccontextmanager
-async def places(lease: int = 30) -> AsyncIterator[tuple[str, str]]:
-    """Two fresh queues, for requests and for responses; `lease` seconds as SQS has it by default."""
+async def places(lease: int = 30, *, fifo: bool = False) -> AsyncIterator[tuple[str, str]]:
+    """Two fresh queues, for requests and for responses; `lease` seconds as SQS has it by default.
+
+    With `fifo` the responses' is a FIFO queue.
+    """
     names = [f"{kind}-{uuid4().hex[:12]}" for kind in ("requests", "responses")]
+    kinds: list[dict[str, str]] = [{}, {}]
+    if fifo:
+        names[1], kinds[1] = f"{names[1]}.fifo", {"FifoQueue": "true"}
     async with client() as sqs:
-        attributes = {"VisibilityTimeout": str(lease)}
-        urls = [(await sqs.create_queue(QueueName=name, Attributes=attributes))["QueueUrl"] for name in names]
+        lasts = {"VisibilityTimeout": str(lease)}
+        urls = [
+            (await sqs.create_queue(QueueName=name, Attributes=lasts | kind))["QueueUrl"]
+            for name, kind in zip(names, kinds, strict=True)
+        ]
         try:
             yield names[0], names[1]
         finally:

@@ -24,8 +24,8 @@ class Urls:
 
 
 @asynccontextmanager
-async def on_sqs(lease: int) -> AsyncIterator[Urls]:
-    async with sqs.places(lease) as (requests, responses):
+async def on_sqs(lease: int, *, fifo: bool = False) -> AsyncIterator[Urls]:
+    async with sqs.places(lease, fifo=fifo) as (requests, responses):
         yield Urls(sqs.url(requests), sqs.url(responses), sqs.url(requests), sqs.url(responses))
 
 

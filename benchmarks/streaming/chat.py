@@ -1,18 +1,4 @@
-"""What a stream costs: the time to its first chunk through a worker, and the speed of a batch that streams.
-
-    uv run python -m benchmarks.streaming [--runs 20] [--model smollm2] [--batch 32] [--batch-runs 5]
-
-First chunk: one chat at a time through a worker in this process, its engine in another, and queues of the embedded
-broker (SQLite). Of each request two times are taken: in the engine process from `generate` to the first chunk, and from
-the publish of the request to the receipt of the stream's first message. Each has a prompt of its own, which is in no
-cache.
-
-Speed: `--batch` chats at once, streamed and not, in turn, in an engine process alone, by the clock and by the processor
-time of both processes.
-
-Each token: the processor time of this side of a stream, which decodes it, makes its chunk and the message between
-processes, with a chunk for each token and with one for eight.
-"""
+"""What a chat's stream costs: the time to its first chunk through a worker, and the speed of a batch that streams."""
 
 import argparse
 import asyncio
@@ -27,7 +13,6 @@ from typing import Any
 
 import psutil
 
-from benchmarks.engine import models
 from rejoinder.adapters import Outgoing, Subscription, Topic, open_subscription, open_topic
 from rejoinder.worker.engines.protocol import Engine, EngineRequest
 
@@ -114,7 +99,7 @@ async def first_chunks(arguments: argparse.Namespace) -> None:
         config = {"model": arguments.model, "threads": arguments.threads, "notes": str(notes)}
         signals = StopSignals()
         settings = Settings(**queues, model=arguments.model)
-        engine = EngineProcess("benchmarks.streaming:create", config)
+        engine = EngineProcess("benchmarks.streaming.chat:create", config)
         worker = asyncio.create_task(serve(settings, signals, engine))
         bare, through = [], []
         async with open_topic(queues["requests"]) as topic, open_subscription(queues["responses"]) as responses:
@@ -214,25 +199,3 @@ async def each_token(model: str) -> None:
                     told.more(0, deltas.take)
             found.append((time.process_time() - began) / len(tokens))
         print(f"a chunk for {every} tokens: {statistics.median(found) * 1e6:.1f} us of a processor for each token")
-
-
-def main() -> None:
-    """Run it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--batch-runs", type=int, default=5)
-    parser.add_argument("--max-tokens", type=int, default=24)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    arguments.model = models.directory(arguments.model)
-    asyncio.run(each_token(arguments.model))
-    if arguments.runs:
-        asyncio.run(first_chunks(arguments))
-    if arguments.batch_runs:
-        asyncio.run(speed(arguments))
-
-
-if __name__ == "__main__":
-    main()

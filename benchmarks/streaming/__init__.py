@@ -1,0 +1,1 @@
+"""What streams cost, one at a time and many at once."""
