@@ -165,6 +165,13 @@ class Topic(Protocol):
     def max_body(self) -> int:
         """The largest body that `publish` takes."""
 
+    @property
+    def max_keys(self) -> int:
+        """How many messages, each of an ordering key of its own, the broker takes in one call.
+
+        `publish` sends more of them in several calls, and returns when the slowest of these has.
+        """
+
     async def publish(self, batch: Sequence[Outgoing]) -> list[str | AdapterError]:
         """Make each message durable. One outcome for each, in order: its broker id, or what went wrong.
 

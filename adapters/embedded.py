@@ -14,6 +14,8 @@ MAX_LEASE = 7 * 86_400.0
 """Nothing here limits a lease; a week keeps a slip of the unit (milliseconds) from hiding a message for ever."""
 MAX_BODY = 64 * 1024 * 1024
 """A queue of larger bodies belongs in a blob store: every receive holds its bodies in memory, whole."""
+MAX_KEYS = 500
+"""Nothing here limits a publish but that it is one transaction."""
 MAX_RECEIVE = 10_000
 """One receive is one transaction, and one step of the event loop."""
 RECEIVE_BYTES = 64 * 1024 * 1024

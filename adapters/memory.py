@@ -24,6 +24,7 @@ from urllib.parse import quote, unquote
 from rejoinder.adapters.driver import Backlog, Message, Outgoing
 from rejoinder.adapters.embedded import (
     MAX_BODY,
+    MAX_KEYS,
     MAX_LEASE,
     MAX_RECEIVE,
     OPTIONS,
@@ -235,6 +236,7 @@ class MemoryTopic:
     """The sending end of a queue. Messages are kept in the order of publishing, whatever their ordering key."""
 
     max_body = MAX_BODY
+    max_keys = MAX_KEYS
 
     def __init__(self, queue: str) -> None:
         self.name = f"memory://{quote(queue, safe='')}"

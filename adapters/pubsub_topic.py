@@ -41,6 +41,7 @@ class PubSubTopic:
     """A topic. It must be reached through one regional endpoint if ordering keys are to keep order between senders."""
 
     max_body = MAX_BODY
+    max_keys = 1
 
     def __init__(self, connection: Connection, resource: str) -> None:
         self.name = f"gcppubsub://{resource}"

@@ -37,6 +37,7 @@ class SNSTopic:
     def __init__(self, arn: str, max_message: int, sending: "Connections[SNSClient]") -> None:
         self.name = arn
         self.max_body = max_message
+        self.max_keys = aws_publish.ENTRIES
         self._fifo = arn.endswith(".fifo")
         self._sending = sending
 

@@ -24,6 +24,7 @@ from urllib.parse import quote, unquote
 from rejoinder.adapters.driver import Backlog, Message, Outgoing
 from rejoinder.adapters.embedded import (
     MAX_BODY,
+    MAX_KEYS,
     MAX_LEASE,
     MAX_RECEIVE,
     OPTIONS,
@@ -96,6 +97,7 @@ class SqliteTopic:
     """The sending end of a queue in a file."""
 
     max_body = MAX_BODY
+    max_keys = MAX_KEYS
 
     def __init__(self, file: OpenFile, queue: str) -> None:
         self.name = _name(file, queue)

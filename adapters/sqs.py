@@ -136,6 +136,7 @@ class SQSTopic:
     def __init__(self, queue: Queue, sending: "Connections[SQSClient]") -> None:
         self.name = queue.arn
         self.max_body = queue.max_message
+        self.max_keys = aws_publish.ENTRIES
         self._queue = queue
         self._sending = sending
 

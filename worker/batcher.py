@@ -16,14 +16,21 @@ class Gatherer(Generic[Item]):
         flush: Sees a batch through to its end. Raises nothing: nobody would hear of it.
         max_items: Items in one batch at most.
         concurrency: Batches under way at once.
+        full: The same of full ones, which have nothing to gain by waiting. Default: no more than of others.
     """
 
     def __init__(
-        self, flush: Callable[[list[Item]], Awaitable[None]], *, max_items: int = 500, concurrency: int = 2
+        self,
+        flush: Callable[[list[Item]], Awaitable[None]],
+        *,
+        max_items: int = 500,
+        concurrency: int = 2,
+        full: int | None = None,
     ) -> None:
         self._flush = flush
         self._max_items = max_items
         self._concurrency = concurrency
+        self._full = concurrency if full is None else full
         self._pending: deque[Item] = deque()
         # A number, not the tasks: a task is done one turn after its last step, and what is put in in that turn would
         # find it counted and wait for somebody else to come.
@@ -33,7 +40,7 @@ class Gatherer(Generic[Item]):
     def put(self, item: Item) -> None:
         """Let `item` be in the next batch."""
         self._pending.append(item)
-        if self._draining < self._concurrency:
+        if self._draining < (self._full if len(self._pending) % self._max_items == 0 else self._concurrency):
             self._draining += 1
             # A new task first runs after everything that is ready now has put in its own: even the first batch is full.
             task = asyncio.create_task(self._drain())
@@ -43,7 +50,7 @@ class Gatherer(Generic[Item]):
     async def _drain(self) -> None:
         pending = self._pending
         try:
-            while pending:
+            while pending and (len(pending) >= self._max_items or self._draining <= self._concurrency):
                 if len(pending) <= self._max_items:
                     batch = list(pending)
                     pending.clear()
@@ -51,14 +58,14 @@ class Gatherer(Generic[Item]):
                     batch = [pending.popleft() for _ in range(self._max_items)]
                 await self._flush(batch)
         finally:
-            self._draining -= 1  # in the same step that found nothing pending
+            self._draining -= 1  # in the same step that found nothing pending, or too little
 
     async def abort(self) -> list[Item]:
         """Flush nothing more, whatever is put in from now on, and cancel what is under way.
 
         Returns the items that are in no batch.
         """
-        self._concurrency = 0
+        self._concurrency = self._full = 0
         left = list(self._pending)
         self._pending.clear()
         for task in self._tasks:
@@ -75,6 +82,7 @@ class Batcher(Generic[Item, Outcome]):
         flush: Takes a batch, returns one outcome for each item in order. If it raises, each item's submission raises.
         max_items: Items in one batch at most.
         concurrency: Batches under way at once.
+        full: The same of full ones, as `Gatherer`.
     """
 
     def __init__(
@@ -83,11 +91,12 @@ class Batcher(Generic[Item, Outcome]):
         *,
         max_items: int = 500,
         concurrency: int = 2,
+        full: int | None = None,
     ) -> None:
         self._flush = flush
         self._loop = asyncio.get_running_loop()
         self._gatherer: Gatherer[tuple[Item, asyncio.Future[Outcome]]] = Gatherer(
-            self._flush_all, max_items=max_items, concurrency=concurrency
+            self._flush_all, max_items=max_items, concurrency=concurrency, full=full
         )
 
     async def submit(self, item: Item) -> Outcome:

@@ -28,7 +28,7 @@ from rejoinder.worker.held import Counts, Held
 from rejoinder.worker.lease import LeaseKeeper
 from rejoinder.worker.notices import Notices
 from rejoinder.worker.ordering import Turns
-from rejoinder.worker.reply import Outcome, Replier
+from rejoinder.worker.reply import CALLS, Outcome, Replier
 from rejoinder.worker.retry import Action, RetryPolicy, bounded, each_until, entry_until
 
 log = structlog.get_logger(__name__)
@@ -90,6 +90,8 @@ class Settlement:
         self._cancels = cancels
         self._attempts = Attempts()
         self._answered: Gatherer[_Settling] = Gatherer(self._publish)
+        # A stream's last message has an ordering key of its own, and may need a call of its own: see `Streams`.
+        self._streamed: Gatherer[_Settling] = Gatherer(self._publish, max_items=replier.max_keys, full=CALLS)
         self._published: Gatherer[_Settling] = Gatherer(self._ack)
         self._acks_again: Batcher[Message, AdapterError | None] = Batcher(self._ack_all)
 
@@ -115,7 +117,7 @@ class Settlement:
         if answer.also:
             self._in_task(held, self._publish_again, settling, None)
         else:
-            self._answered.put(settling)
+            (self._answered if answer.stream is None else self._streamed).put(settling)
 
     def comes_back(self, held: Held, answer: Answer) -> bool:
         """Whether `settle` will let the message come back in place of giving this answer."""
@@ -289,6 +291,7 @@ class Settlement:
     async def abort(self) -> None:
         """Publish and ack nothing more. What is under way may or may not arrive."""
         await self._answered.abort()
+        await self._streamed.abort()
         await self._published.abort()
         await self._replier.abort()
         await self._acks_again.abort()

@@ -113,10 +113,11 @@ async def cell(broker: str, streams: int, seconds: float, settings: Mapping[str,
             lags = [lag for due, lag in json.loads(late.read_text()) if begun <= due <= ended]
             sends = sum(number for call, number in json.loads(calls.read_text()).items() if call in SENDS)
             lost = (folder / "log").read_text().count("lease_lost")
+    calls_each = sends / (len(found.sent) + len(found.ended) + len(found.plain) + 1)
     messages, chunks = len(found.sent), sum(len(one) for each in found.streams.values() for one in each.values())
     return (
         f"{messages / (ended - begun):,.0f} messages/s, {chunks / messages:.1f} chunks each,"
-        f" {sends / messages:.2f} calls each; ms from said to durable: first {_spread(found.first)},"
+        f" {calls_each:.2f} calls each; ms from said to durable: first {_spread(found.first)},"
         f" later {_spread(found.rest)}; plain requests {_spread(found.plain.values())};"
         f" loop late by {_spread(lags)}; {100 * processor / (ended - begun):.0f} % of a core;"
         f" {ended - begun:.1f} s; {lost} leases lost"

@@ -35,6 +35,16 @@ async def test_fifo_no_message_overtakes_one_of_its_group_that_failed(stand_in):
         assert order == [name for name in names if name[0] == group][: len(order)]
 
 
+async def test_a_call_carries_as_many_groups_as_the_topic_says(stand_in):
+    stand_in.on["GetQueueAttributes"] = lambda _: {"Attributes": ATTRIBUTES | {"FifoQueue": "true"}}
+    stand_in.on["SendMessageBatch"] = lambda fields: {
+        "Successful": [{"Id": entry["Id"], "MessageId": "m"} for entry in fields["Entries"]]
+    }
+    async with open_topic("awssqs:///q.fifo") as topic:
+        await topic.publish([Outgoing(b"x", ordering_key=f"g{number}") for number in range(3 * topic.max_keys)])
+    assert len(stand_in.called("SendMessageBatch")) == 3
+
+
 async def test_batches_hold_at_most_ten_entries_and_one_mebibyte(stand_in):
     sizes = []
 

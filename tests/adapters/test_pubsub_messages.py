@@ -107,6 +107,12 @@ async def test_each_ordering_key_is_sent_alone_and_in_order(google):
     assert sent == {f"key{key}": list(range(key, 400, 40)) for key in range(40)}
 
 
+async def test_a_call_carries_as_many_keys_as_the_topic_says(google):
+    async with open_topic(URL) as topic:
+        await topic.publish([Outgoing(b"x", ordering_key=f"key{number}") for number in range(3 * topic.max_keys)])
+    assert len(google.requests("Publish")) == 3
+
+
 async def test_what_follows_a_failure_of_its_key_is_held_back_and_no_other(google):
     async def hook(request):
         if any(message.attributes["n"] == "1" for message in request.messages):

@@ -40,6 +40,41 @@ async def test_while_one_batch_is_under_way_the_next_gathers() -> None:
     assert batches == [[0, 1, 2], [3, 4, 5, 6], [7, 8, 9]]
 
 
+async def test_a_full_batch_waits_for_no_other_and_a_part_of_one_does() -> None:
+    batches: list[list[int]] = []
+    gates: list[asyncio.Event] = []
+
+    async def flush(batch: Sequence[int]) -> list[int]:
+        batches.append(list(batch))
+        gates.append(asyncio.Event())
+        await gates[-1].wait()
+        return list(batch)
+
+    batcher: Batcher[int, int] = Batcher(flush, max_items=3, concurrency=1, full=3)
+    tasks: list[asyncio.Task[int]] = []
+
+    async def submitted(*numbers: int) -> list[list[int]]:
+        tasks.extend(asyncio.create_task(batcher.submit(n)) for n in numbers)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return batches
+
+    assert await submitted(0) == [[0]]
+    assert await submitted(1, 2) == [[0]]
+    assert await submitted(3, 4) == [[0], [1, 2, 3]]
+    assert await submitted(5, 6) == [[0], [1, 2, 3], [4, 5, 6]]
+    assert await submitted(7, 8, 9, 10) == [[0], [1, 2, 3], [4, 5, 6]], "no more than three at once"
+    gates[1].set()
+    assert (await submitted())[3:] == [[7, 8, 9]]
+    gates[2].set()
+    gates[3].set()
+    assert (await submitted())[4:] == [], "a part waits until it is alone"
+    gates[0].set()
+    assert (await submitted())[4:] == [[10]]
+    gates[4].set()
+    assert await asyncio.gather(*tasks) == [*range(11)]
+
+
 async def test_what_is_submitted_as_the_last_batch_ends_is_not_stranded() -> None:
     async def flush(batch: Sequence[int]) -> list[int]:
         return list(batch)

@@ -26,7 +26,7 @@ ANY = st.recursive(st.none() | st.booleans() | st.integers(-9, 9) | TEXTS, lambd
 class SlowTopic:
     """A topic that takes its turns over a call, and is away now and then, as it is told."""
 
-    name, max_body = "slow", CARRIED
+    name, max_body, max_keys = "slow", CARRIED, 500
 
     def __init__(self, turns: Sequence[int]) -> None:
         self.turns = list(turns)

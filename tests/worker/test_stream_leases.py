@@ -74,7 +74,7 @@ async def test_a_lease_lost_while_a_chunk_waits_for_the_broker_lets_it_not_go(mo
 class Gated:
     """A topic whose calls return when the test says so."""
 
-    name, max_body = "gated", 10_000
+    name, max_body, max_keys = "gated", 10_000, 500
 
     def __init__(self) -> None:
         self.open = asyncio.Event()
