@@ -19,9 +19,9 @@ Outcome = str | AdapterError | ValueError
 """Of publishing one response: its broker id, or what went wrong. A ValueError says that the broker cannot carry it."""
 
 
-# Calls under way at once that are as full as they can be. A call to a service takes some tens of milliseconds: this is
-# some thousand a second, more than an event loop makes.
-CALLS = 64
+# Messages in calls that are as full as they can be, at once. A call to a service takes some tens of milliseconds: these
+# are some thousand a second, more than an event loop makes of single calls, and leave connections to other messages.
+UNDER_WAY = 64
 
 
 class Replier:
@@ -35,6 +35,8 @@ class Replier:
     def __init__(self, topic: Topic, subscription: str) -> None:
         self.max_keys = topic.max_keys
         """What of one `send` the topic takes in one call, where each has an ordering key of its own."""
+        self.calls = max(2, UNDER_WAY // topic.max_keys)
+        """How many such calls may be under way at once."""
         self._topic = topic
         self._subscription = subscription
         self._again: Batcher[Outgoing, Outcome] = Batcher(self.send)

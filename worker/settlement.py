@@ -28,7 +28,7 @@ from rejoinder.worker.held import Counts, Held
 from rejoinder.worker.lease import LeaseKeeper
 from rejoinder.worker.notices import Notices
 from rejoinder.worker.ordering import Turns
-from rejoinder.worker.reply import CALLS, Outcome, Replier
+from rejoinder.worker.reply import Outcome, Replier
 from rejoinder.worker.retry import Action, RetryPolicy, bounded, each_until, entry_until
 
 log = structlog.get_logger(__name__)
@@ -91,7 +91,7 @@ class Settlement:
         self._attempts = Attempts()
         self._answered: Gatherer[_Settling] = Gatherer(self._publish)
         # A stream's last message has an ordering key of its own, and may need a call of its own: see `Streams`.
-        self._streamed: Gatherer[_Settling] = Gatherer(self._publish, max_items=replier.max_keys, full=CALLS)
+        self._streamed: Gatherer[_Settling] = Gatherer(self._publish, max_items=replier.max_keys, full=replier.calls)
         self._published: Gatherer[_Settling] = Gatherer(self._ack)
         self._acks_again: Batcher[Message, AdapterError | None] = Batcher(self._ack_all)
 

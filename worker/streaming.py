@@ -27,7 +27,7 @@ from rejoinder.worker.inputs import Lines
 from rejoinder.worker.lease import Lease
 from rejoinder.worker.logs import places
 from rejoinder.worker.outputs import ATTRIBUTES
-from rejoinder.worker.reply import CALLS, Outcome, Replier
+from rejoinder.worker.reply import Outcome, Replier
 from rejoinder.worker.retry import entry_until
 
 log = structlog.get_logger(__name__)
@@ -54,7 +54,7 @@ class Streams:
     def __init__(self, replier: Replier, *, carried: int, interval: float, max_bytes: int) -> None:
         self._replier = replier
         # Several calls have their outcome when the slowest has: no stream is to wait for that of another one.
-        self._batcher: Batcher[_Piece, Outcome] = Batcher(self._send, max_items=replier.max_keys, full=CALLS)
+        self._batcher: Batcher[_Piece, Outcome] = Batcher(self._send, max_items=replier.max_keys, full=replier.calls)
         self.carried = carried
         self.interval = interval
         self.max_bytes = max_bytes

@@ -16,7 +16,7 @@ from rejoinder.adapters import Message, Topic, open_topic
 from rejoinder.schemas.envelope import Options
 from rejoinder.worker.handler import Answer, Job
 from rejoinder.worker.lease import Lease
-from rejoinder.worker.reply import CALLS, Replier
+from rejoinder.worker.reply import UNDER_WAY, Replier
 from rejoinder.worker.streaming import Streams, StreamWriter
 
 URL = f"gcppubsub://{TOPIC}"
@@ -68,7 +68,7 @@ async def test_a_slow_call_holds_up_its_own_stream_alone(slow: Slow) -> None:
     slow.slow = lambda message: message["metadata"] == "slow"
     async with open_topic(URL) as topic:
         streams = streams_of(topic)
-        names = ["slow", *(f"s{n}" for n in range(2 * CALLS))]
+        names = ["slow", *(f"s{n}" for n in range(2 * UNDER_WAY))]
         writers = {name: opened(streams, name) for name in names}
         for name in names:
             writers[name].begin(lambda: None)(name)
@@ -87,7 +87,7 @@ async def test_a_slow_call_holds_up_its_own_stream_alone(slow: Slow) -> None:
 async def test_many_streams_at_once_are_each_in_order(slow: Slow) -> None:
     async with open_topic(URL) as topic:
         streams = streams_of(topic)
-        writers = {f"s{n}": opened(streams, f"s{n}") for n in range(2 * CALLS)}
+        writers = {f"s{n}": opened(streams, f"s{n}") for n in range(2 * UNDER_WAY)}
         emits = {name: writer.begin(lambda: None) for name, writer in writers.items()}
         for number in range(30):
             for emit in emits.values():
