@@ -29,7 +29,8 @@ def cancel(
     """
     url = cancels_of(requests=requests, cancels=cancels, blobs=blobs)
     refuse_memory(url)
-    if requests is not None and cancels is None and blobs is None and not queue_file(requests).exists():
+    beside = cancels is None and requests is not None and requests.startswith("sqlite:")
+    if beside and not queue_file(requests).exists():
         raise Failure(f"there is no queue in {requests!r}: its file does not exist", ExitCode.FAILED)
     try:
         count = run(leave_marks(url, list(_ids(ids))))
