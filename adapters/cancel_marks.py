@@ -1,8 +1,8 @@
 """Where a request's cancel mark is: what the worker that looks for it and the client that leaves it must agree on.
 
 A mark is an object in a store that is for marks alone. Its key is when it was left, by the clock of who left it, and
-then the `mark_name` of a message id or an `inference_id`: `1795352463000-doc-17`. So new marks come last in the order of
-keys, and are listed without the old ones.
+then the `mark_name` of a message id or an `inference_id`: `1795352463000-doc-17`. So new marks come last in the order
+of keys, and are listed without the old ones.
 """
 
 import os

@@ -29,9 +29,8 @@ def cancel(
     """
     url = cancels_of(requests=requests, cancels=cancels, blobs=blobs)
     refuse_memory(url)
-    beside = cancels is None and requests is not None and requests.startswith("sqlite:")
-    if beside and not queue_file(requests).exists():
-        raise Failure(f"there is no queue in {requests!r}: its file does not exist", ExitCode.FAILED)
+    if cancels is None and requests is not None and requests.startswith("sqlite:"):
+        _look_for_queue(requests)
     try:
         count = run(leave_marks(url, list(_ids(ids))))
     except UnicodeDecodeError as exc:
@@ -40,6 +39,12 @@ def cancel(
         raise Failure(str(exc), ExitCode.USAGE) from exc
     marks = "1 mark" if count == 1 else f"{count} marks"
     say(f"left {marks} in {url}")
+
+
+def _look_for_queue(requests: str) -> None:
+    """Raise Failure where the marks would be beside nothing: nobody would ever look there."""
+    if not queue_file(requests).exists():
+        raise Failure(f"there is no queue in {requests!r}: its file does not exist", ExitCode.FAILED)
 
 
 def _ids(given: list[str]) -> Iterator[str]:

@@ -130,7 +130,7 @@ class Marks:
         return self._all is not None and not self._all.done()
 
     async def _list(self, after: str) -> tuple[int, list[str]]:
-        """Learn of the marks after that. Returns how many objects there are, and the keys of at most `SWEPT` old marks."""
+        """Learn of the marks after that. Returns how many objects there are, and keys of old marks, at most `SWEPT`."""
         count, old, oldest = 0, list[str](), time.time() - OLD
         async with aclosing(self._store.list(after)) as listing:
             while some := await bounded(_next(listing)):
