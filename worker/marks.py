@@ -50,7 +50,7 @@ LAST_SECONDS = 3.0
 
 
 class Marks:
-    """What is known of the marks in a store, some 0.4 KB of memory for each.
+    """What is known of the marks in a store, 0.35 KB of memory for each.
 
     Args:
         store: The marks.
