@@ -17,7 +17,9 @@ def cancel(
     requests: Annotated[
         str | None, typer.Option(help="The workers' --requests: enough for sqlite://.", metavar="URL")
     ] = None,
-    blobs: Annotated[str | None, typer.Option(help="The workers' --blobs: enough for all but sqlite://.", metavar="URL")] = None,
+    blobs: Annotated[
+        str | None, typer.Option(help="The workers' --blobs: enough for all but sqlite://.", metavar="URL")
+    ] = None,
     cancels: Annotated[
         str | None, typer.Option(help="The workers' --cancels, if they have any.", metavar="URL")
     ] = None,

@@ -121,17 +121,21 @@ class Cancels:
 
     def settled(self, message: Message, answer: Answer, job: Job | None) -> None:
         """Remove the marks of a message, if it has any: it was acked, and its request was answered so."""
-        if self.marks.known:
-            self._settled(message, job)
+        cancelled = answer.status_code == Cancelled.status_code
+        if cancelled or self.marks.known:
+            self._settled(message, job, cancelled=cancelled)
         for other in answer.also:
             self.settled(message, other.answer, other.job)
 
-    def _settled(self, message: Message, job: Job | None) -> None:
+    def _settled(self, message: Message, job: Job | None, *, cancelled: bool) -> None:
+        known = self.marks.known
         own, *shared = _names(message, job)
-        if own in self.marks.known:
-            self.marks.remove(own, 0.0)
+        # What was answered from a store, at once, has a mark that is perhaps not known before the next listing.
+        if own in known or cancelled:
+            self.marks.remove(own, 0.0 if own in known else LINGER)
         for name in shared:
-            if _is_for(self.marks.known.get(name), message.sent_at):
+            mark = known.get(name)
+            if _is_for(mark, message.sent_at) or (cancelled and mark is None):
                 self.marks.remove(name, LINGER)
 
     async def close(self) -> None:

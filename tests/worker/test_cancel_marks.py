@@ -15,7 +15,7 @@ from store_harness import files, flaky_stores
 from worker_harness import GateEngine, bench, until, until_empty
 
 from rejoinder.adapters import Denied, Message, Outgoing, Transient, open_blobs, open_subscription, open_topic
-from rejoinder.adapters.cancel_marks import mark_name, marks_url
+from rejoinder.adapters.cancel_marks import mark_name, marks_url, name_of
 from rejoinder.adapters.memory import fresh_url
 from rejoinder.client.cancel import cancel, cancels_of
 from rejoinder.schemas.envelope import Options
@@ -23,7 +23,7 @@ from rejoinder.worker import cancels as cancels_module
 from rejoinder.worker import marks as marks_module
 from rejoinder.worker.cancels import Cancels
 from rejoinder.worker.errors import Cancelled
-from rejoinder.worker.handler import Job
+from rejoinder.worker.handler import Answer, Job
 from rejoinder.worker.service import StopSignals, serve
 from rejoinder.worker.settings import Settings
 
@@ -250,6 +250,21 @@ async def test_an_attempt_that_fails_before_a_listing_ends_is_the_last(monkeypat
         with cancels.stop(untold, job):
             pass
         watch.cancel()
+
+
+async def test_a_mark_that_is_found_after_the_answer_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a worker is killed before its ack, and the next one finds the stored answer before it finds the mark."""
+    monkeypatch.setattr(cancels_module, "LINGER", 0.5)
+    async with open_blobs(url := fresh_url()) as store:
+        cancels = Cancels(store)
+        message = Message("1", b"", {}, 1, time.time(), None)
+        job = Job("/run", None, "r", 0, 1, "{}", Options(inference_id="id"))
+        await cancel(url, ["1", "id", "other"])
+        cancels.settled(message, Answer(499, "{}", None, "r"), job)
+        await cancels.marks.look()
+        await until(lambda: not cancels.marks._removing)
+        assert [name_of(one.key) async for one in store.list()] == ["other"]
+        await cancels.close()
 
 
 async def test_notices_call_it_failed() -> None:
