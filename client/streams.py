@@ -13,7 +13,7 @@ Responses may come in any order, more than once, of several attempts, and betwee
 """
 
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -217,6 +217,7 @@ async def streamed(
     *,
     count: int | None = None,
     idle: float | None = None,
+    until: Callable[[], bool] = lambda: False,
     blobs: str | None = None,
     streams: Streams | None = None,
 ) -> AsyncGenerator[Event, None]:
@@ -229,6 +230,8 @@ async def streamed(
         url: As `rejoinder.adapters.open_subscription` takes it.
         count: End after so many answers. Default: never.
         idle: End when this many seconds pass without a message. Default: never.
+        until: Asked when more is asked for than a message told, whether to end; the message is acked then, as it is
+            not where the caller breaks off (`break`, an exception).
         blobs: As `rejoinder.client.consume.responses` has it.
         streams: What puts them together. Default: one of its own. One that has seen messages before knows them, among
             them the one at which a reader broke off: what that still had to tell is not told again.
@@ -238,7 +241,7 @@ async def streamed(
     """
     streams = streams or Streams()
     left = count
-    source = responses(url, idle=idle, blobs=blobs, until=lambda: left is not None and left <= 0)
+    source = responses(url, idle=idle, blobs=blobs, until=lambda: (left is not None and left <= 0) or until())
     async with aclosing(source) as incoming:
         async for received in incoming:
             for event in streams.feed(received):

@@ -19,27 +19,24 @@ from typing import Any
 
 from rejoinder.client.cancel import cancel, cancels_of
 from rejoinder.client.publish import Publisher
-from rejoinder.client.streams import Answered, Chunks, Restarted, Streams, streamed
+from rejoinder.client.streams import Answered, Chunks, Restarted, streamed
 from rejoinder.schemas.envelope import Response
 
 
 async def read(url: str, name: str) -> Response:
     """Print the stream as it comes, and give the answer that it is together."""
-    streams = Streams()
-    answer: Response | None = None
-    while answer is None:
-        # To the end after any answer, so that what was read is acked: it may be one to an earlier chat.
-        async with aclosing(streamed(url, count=1, streams=streams)) as events:
-            async for event in events:
-                if not isinstance(event, Chunks | Restarted | Answered) or event.name.response_id != name:
-                    continue
-                if isinstance(event, Chunks):
-                    print("".join(map(text_of, event.chunks)), end="", flush=True)
-                elif isinstance(event, Restarted):
-                    print("\n[another attempt, from the beginning]")
-                else:
-                    answer = event.response
-    return answer
+    answers: list[Response] = []
+    async with aclosing(streamed(url, until=lambda: bool(answers))) as events:
+        async for event in events:
+            if not isinstance(event, Chunks | Restarted | Answered) or event.name.response_id != name:
+                continue  # of an earlier chat, say
+            if isinstance(event, Chunks):
+                print("".join(map(text_of, event.chunks)), end="", flush=True)
+            elif isinstance(event, Restarted):
+                print("\n[another attempt, from the beginning]")
+            else:
+                answers.append(event.response)
+    return answers[0]
 
 
 def text_of(chunk: Any) -> str:

@@ -7,6 +7,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 Model = TypeVar("Model", bound=BaseModel)
 
+_OBJECT, _LIST = "a JSON object", "a list"
+_JSON_KINDS = {
+    "dict_type": _OBJECT,
+    "model_type": _OBJECT,
+    "model_attributes_type": _OBJECT,
+    "dataclass_type": _OBJECT,
+    "list_type": _LIST,
+    "tuple_type": _LIST,
+    "set_type": _LIST,
+    "frozen_set_type": _LIST,
+}
+
 
 class Problem(ValueError):
     """A value that its model does not take. `param` is the path of the field at fault; None: the whole value."""
@@ -76,11 +88,14 @@ def first_problem(exc: ValidationError, model: type[BaseModel], value: Any, pref
         ) == 1 and model.model_fields else f"{name} is not a supported field", param
     if path and path[0] in rules:
         return f"{param} {rules[str(path[0])]}", param
-    return f"{name}: {_lower(error['msg'])}", param
+    return f"{name}: {said(error)}", param
 
 
-def _lower(message: str) -> str:
-    message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+def said(error: Mapping[str, Any]) -> str:
+    """What one of pydantic's errors says of the value, in the words of JSON and not of Python."""
+    if (kind := _JSON_KINDS.get(error["type"])) is not None:
+        return f"it should be {kind}"
+    message: str = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     return message.replace("Input should", "it should", 1)
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
+from rejoinder.schemas.problems import said
 from rejoinder.worker.engine_rules import engine_problem
 from rejoinder.worker.engines.transformers.settings import Attention, Compile
 from rejoinder.worker.store_settings import store_problem
@@ -353,13 +354,12 @@ def resolve(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ, c
     return Resolved(settings, {name: origins.get(name, "default") for name in Settings.model_fields})
 
 
-def _problem(error: Any, origins: Mapping[str, str]) -> str:
-    message = error["msg"].removeprefix("Value error, ")
+def _problem(error: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    message = said(error)
     if not error["loc"]:
-        return str(message)
+        return message
     name = str(error["loc"][0])
     if error["type"] == "missing":
         return f"{name} is missing: give --{name.replace('_', '-')} or {ENV_PREFIX}{name.upper()}"
-    message = message.replace("Input should", "it should")
     value = "**********" if name in SECRETS else repr(error["input"])
     return f"{name} (from {origins.get(name, 'default')}) is {value}: {message}"

@@ -201,7 +201,7 @@ def test_memory_is_bounded_whatever_comes() -> None:
     ("response", "why"),
     [
         (b"{", "it is not JSON: "),
-        (b"[]", "it should be an object"),
+        (b"[]", "it should be a JSON object"),
         (b'{"status_code":200}', "metadata is missing"),
         (b'{"status_code":200,"metadata":{},"stream":{"index":0,"done":false}}', "stream.attempt is missing"),
         (
@@ -301,6 +301,16 @@ async def test_streamed_ends_with_the_last_answer_and_leaves_the_rest(url) -> No
     assert [event async for event in streamed(url, count=0)] == []
     assert told([event async for event in streamed(url, idle=0.05)])[-1] == (1, 200, ["x", "y"])
     assert await backlog(url) == Backlog(waiting=0, held=0, dead=None)
+
+
+async def test_streamed_ends_when_its_reader_has_what_it_wants_and_acks_that(url) -> None:
+    await put(url, [*whole(0, [["a"]]), *whole(1, [["x"], ["y"]]), *whole(2, [["z"]])])
+    taken = []
+    async with aclosing(streamed(url, until=lambda: told(taken)[-1:] == [(1, 200, ["x", "y"])])) as events:
+        async for event in events:
+            taken.append(event)  # noqa: PERF401  # `until` looks at it between
+    assert told(taken) == [(1, ["a"]), (1, 200, ["a"]), (1, ["x"]), (1, ["y"]), (1, 200, ["x", "y"])]
+    assert await backlog(url) == Backlog(waiting=1, held=0, dead=None)
 
 
 async def test_what_a_reader_breaks_off_at_comes_again(url) -> None:

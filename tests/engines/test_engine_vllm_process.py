@@ -127,7 +127,7 @@ async def test_settings_become_arguments(fake, tiny):
     ("flags", "message"),
     [
         ({"vllm_args": "{"}, "vllm_args .from flag. is '{': it should be a JSON object"),
-        ({"vllm_args": "[]"}, "vllm_args .from flag. is .*: it should be a valid dictionary"),
+        ({"vllm_args": "[]"}, "vllm_args .from flag. is .*: it should be a JSON object"),
         ({"vllm_args": {"max_num_seqs": 3}}, "'max_num_seqs', which is the worker's setting max_running"),
         ({"engine": "transformers", "vllm_args": {"x": 1}}, "vllm_args has a meaning only with engine vllm"),
         ({"device": "cuda:1"}, "device has no meaning with engine vllm"),

@@ -146,6 +146,19 @@ def test_a_message_s_fault_is_located(messages: Any, param: str) -> None:
     assert refuse(ChatCompletionRequest, {"messages": messages})[1] == param
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (["x"], "the body: it should be a JSON object"),
+        ({"messages": ["x"]}, "messages.0: it should be a JSON object"),
+        ({"messages": {"role": "user"}}, "messages: it should be a list"),
+        ({"messages": [{"role": "user", "content": [1]}]}, "messages.0.content.0: it should be a JSON object"),
+    ],
+)
+def test_what_it_should_be_is_said_in_words_of_json(body: Any, message: str) -> None:
+    assert refuse(ChatCompletionRequest, body)[0] == message
+
+
 def test_what_clients_send_unasked_is_taken() -> None:
     neutral = {
         "stream": False,

@@ -87,7 +87,7 @@ def test_lists_and_booleans_are_read_from_the_environment() -> None:
         ({"code_revision": "x"}, {}, "code_revision has no meaning without trust_remote_code"),
         ({"quantization": "{"}, {}, "quantization .from flag. is '{': it should be a JSON object, or @"),
         ({"quantization": "@absent"}, {}, "quantization .from flag. is '@absent': it should be a JSON object"),
-        ({"quantization": "[]"}, {}, "quantization .from flag. is ..: it should be a valid dictionary"),
+        ({"quantization": "[]"}, {}, "quantization .from flag. is ..: it should be a JSON object"),
         ({"quantization": "{}"}, {}, "quantization does not say how: it needs quant_method"),
         (
             {"compile": "fast"},

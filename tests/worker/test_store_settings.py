@@ -56,7 +56,7 @@ def test_what_would_be_ignored_or_cannot_be_is_refused(flags, message):
         ('{"a": "{0}"}', r"unknown placeholder \{0\}"),
         ('{"a": "{key"}', "a brace that is no placeholder is written twice"),
         ('{"a": "key}"}', "a brace that is no placeholder is written twice"),
-        ("[]", "it should be a valid dictionary"),
+        ("[]", "it should be a JSON object"),
     ],
 )
 def test_a_template_of_metadata_has_placeholders_that_exist(template, message):
