@@ -78,7 +78,8 @@ async def test_on_sqlite_with_the_marks_beside_the_file(tmp_path: Path) -> None:
     queues = sqlite(tmp_path, lease=5)
     url = cancels_of(requests=queues.requests)
     assert url == f"file://{tmp_path}/queues.db.cancels/"
-    await check(queues, tmp_path / "worker.log", url, "--requests", queues.outbox)
+    # Also where there is a store for results: the command need not name it.
+    await check(queues, tmp_path / "worker.log", url, "--requests", queues.outbox, blobs=f"file://{tmp_path}/blobs")
 
 
 @on("sqs", "fifo")
