@@ -33,8 +33,8 @@ FAR = 600.0
 ALL_EVERY = 300.0
 """Seconds from the end of a listing of everything to the next, at least."""
 RATE = 200.0
-"""Marks a second that may be listed for nothing but clocks and what others removed. S3's client takes 0.17 ms of the
-event loop's time for each: this is 3 % of it."""
+"""Marks a second that may be listed for nothing but clocks and what others removed. S3's client takes 0.1 ms of the
+event loop's time for each: this is 2 % of it."""
 BATCH = 1000
 """Marks that come before a listing is waited for anew: what one call brings."""
 OLD = 32 * 86_400.0
