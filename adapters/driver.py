@@ -251,8 +251,11 @@ class BlobStore(Protocol):
             NotFound, Denied, Transient: as their names say; NotFound is a store that is not there, where it can be.
         """
 
-    def list(self) -> AsyncGenerator[Listed, None]:
-        """All objects of the store, in any order, and no more of them in memory than some thousand.
+    def list(self, after: str = "") -> AsyncGenerator[Listed, None]:
+        """The objects whose keys are greater than `after`, in any order, and no more in memory than some thousand.
+
+        Keys are compared by code points, which is by their bytes of UTF-8. `after` is a key or what one may begin with;
+        nothing is left out with "". An object that is not after it costs nothing, or on `file://` to read its name.
 
         Each that stands from the beginning of the listing to its end comes once. One that is put or removed meanwhile
         may come or not. What stands below the prefix under a name that is no key is left out. A directory that is not

@@ -72,9 +72,9 @@ class FileStore:
         """See `rejoinder.adapters.driver.BlobStore.remove`."""
         await _thread(self._place(key).remove)
 
-    async def list(self) -> AsyncGenerator[Listed, None]:
+    async def list(self, after: str = "") -> AsyncGenerator[Listed, None]:
         """See `rejoinder.adapters.driver.BlobStore.list`."""
-        found = listed(self._root)
+        found = listed(self._root, after)
         try:
             while some := await _thread(lambda: tuple(islice(found, LISTED_AT_ONCE))):
                 for one in some:

@@ -96,14 +96,16 @@ class GCSStore:
         except NotFound:
             await self._see_bucket()
 
-    async def list(self) -> AsyncGenerator[Listed, None]:
+    async def list(self, after: str = "") -> AsyncGenerator[Listed, None]:
         """See `rejoinder.adapters.driver.BlobStore.list`."""
         prefix = f"{self._prefix}/" if self._prefix else ""
+        # The service begins with the name itself, if there is one.
+        page = partial(self._wire.page, LIST, self.url, prefix, size=PAGE, start=prefix + after if after else "")
         token: str | None = None
         while True:
-            found, token = await self._thread(partial(self._wire.page, LIST, self.url, prefix, token, size=PAGE))
+            found, token = await self._thread(page, token)
             for name, modified in found:
-                if (key := blobs.key_of(name, self._prefix)) is not None:
+                if (key := blobs.key_of(name, self._prefix)) is not None and key != after:
                     yield Listed(key, modified)
             if token is None:
                 return

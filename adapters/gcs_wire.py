@@ -87,13 +87,17 @@ class Wire:
         self.call(permission, location, "DELETE", f"{self.objects}/{quote(name, safe='')}")
 
     def page(
-        self, permission: str, location: str, prefix: str, token: str | None, *, size: int
+        self, permission: str, location: str, prefix: str, token: str | None, *, size: int, start: str = ""
     ) -> tuple[list[tuple[str, float]], str | None]:
-        """List objects whose names begin with `prefix`, and when each was written; a page may be empty.
+        """List objects whose names begin with `prefix`, from `start` on, and when each was written.
+
+        A page may be empty.
 
         Returns the page, and the token of the next one, None at the end. Raises as `BlobStore.list`.
         """
         params = {"prefix": prefix, "maxResults": str(size), "fields": "items(name,updated),nextPageToken"}
+        if start:
+            params["startOffset"] = start
         if token is not None:
             params["pageToken"] = token
         response = self.call(permission, location, "GET", self.objects, params=params)

@@ -59,12 +59,12 @@ class MemoryStore:
         with _lock:
             self._objects.pop(blobs.check_key(key, self._prefix), None)
 
-    async def list(self) -> AsyncGenerator[Listed, None]:
+    async def list(self, after: str = "") -> AsyncGenerator[Listed, None]:
         """See `rejoinder.adapters.driver.BlobStore.list`."""
         with _lock:
             objects = [(name, modified) for name, (_, _, modified) in self._objects.items()]
         for name, modified in objects:
-            if (key := blobs.key_of(name, self._prefix)) is not None:
+            if (key := blobs.key_of(name, self._prefix)) is not None and key > after:
                 yield Listed(key, modified)
 
 

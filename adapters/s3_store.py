@@ -112,11 +112,13 @@ class S3Store:
         target = Target(self._bucket, blobs.check_key(key, self._prefix), self.location(key))
         await self._clients.asking.run("s3:DeleteObject", target.location, lambda s3: s3.delete_object(**target.named))
 
-    async def list(self) -> AsyncGenerator[Listed, None]:
+    async def list(self, after: str = "") -> AsyncGenerator[Listed, None]:
         """See `rejoinder.adapters.driver.BlobStore.list`."""
         asked: Any = {"Bucket": self._bucket, "MaxKeys": PAGE}
         if self._prefix:
             asked["Prefix"] = f"{self._prefix}/"
+        if after:
+            asked["StartAfter"] = asked.get("Prefix", "") + after
         while True:
             # The SDK asks for percent-encoded keys and decodes them: XML has no way to write some characters.
             page = await self._clients.asking.run("s3:ListBucket", self.url, partial(_list_objects, asked=asked))

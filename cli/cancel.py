@@ -17,7 +17,9 @@ def cancel(
     requests: Annotated[
         str | None, typer.Option(help="The workers' --requests: enough for sqlite://.", metavar="URL")
     ] = None,
-    blobs: Annotated[str | None, typer.Option(help="The workers' --blobs, if they have any.", metavar="URL")] = None,
+    blobs: Annotated[
+        str | None, typer.Option(help="The workers' --blobs: enough for all but sqlite://.", metavar="URL")
+    ] = None,
     cancels: Annotated[
         str | None, typer.Option(help="The workers' --cancels, if they have any.", metavar="URL")
     ] = None,
@@ -29,8 +31,8 @@ def cancel(
     """
     url = cancels_of(requests=requests, cancels=cancels, blobs=blobs)
     refuse_memory(url)
-    if requests is not None and cancels is None and blobs is None and not queue_file(requests).exists():
-        raise Failure(f"there is no queue in {requests!r}: its file does not exist", ExitCode.FAILED)
+    if cancels is None and requests is not None and requests.startswith("sqlite:"):
+        _look_for_queue(requests)
     try:
         count = run(leave_marks(url, list(_ids(ids))))
     except UnicodeDecodeError as exc:
@@ -39,6 +41,12 @@ def cancel(
         raise Failure(str(exc), ExitCode.USAGE) from exc
     marks = "1 mark" if count == 1 else f"{count} marks"
     say(f"left {marks} in {url}")
+
+
+def _look_for_queue(requests: str) -> None:
+    """Raise Failure where the marks would be beside nothing: nobody would ever look there."""
+    if not queue_file(requests).exists():
+        raise Failure(f"there is no queue in {requests!r}: its file does not exist", ExitCode.FAILED)
 
 
 def _ids(given: list[str]) -> Iterator[str]:

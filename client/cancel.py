@@ -4,6 +4,7 @@ await cancel("s3://my-bucket/jobs/cancels", ["doc-17"])
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
@@ -60,7 +61,7 @@ async def cancel(url: str, ids: Iterable[str]) -> int:
         waiting: set[asyncio.Task[None]] = set()
         try:
             for one in ids:
-                waiting.add(asyncio.create_task(_mark(store, one, _key(one))))
+                waiting.add(asyncio.create_task(_mark(store, _checked(one))))
                 count += 1
                 if len(waiting) >= AT_ONCE:
                     waiting = await _some(waiting)
@@ -83,16 +84,15 @@ async def _some(tasks: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
     return others
 
 
-def _key(request_id: str) -> str:
+def _checked(request_id: str) -> str:
     if not 0 < len(request_id) <= MAX_ID or any("\ud800" <= char <= "\udfff" for char in request_id):
         raise ValueError(f"an id is 1 to {MAX_ID} characters of text, not {request_id!r:.200}")
-    return mark_key(request_id)
+    return request_id
 
 
-async def _mark(store: BlobStore, request_id: str, key: str) -> None:
-    while not await patiently(lambda: store.put(key, _content(request_id), "text/plain")):
-        # Left by somebody, perhaps long ago: a mark is for what was sent before it, so it must be new.
-        await patiently(lambda: store.remove(key))
+async def _mark(store: BlobStore, request_id: str) -> None:
+    # Each try has a key of its own: workers look at the time in it. One that stands was left in the same millisecond.
+    await patiently(lambda: store.put(mark_key(request_id, time.time()), _content(request_id), "text/plain"))
 
 
 async def _content(request_id: str) -> AsyncIterator[bytes]:

@@ -138,7 +138,7 @@ class Settings(BaseModel):
     )
     cancels: str | None = Field(
         default=None,
-        description="URL of the store of cancel marks. Default: cancels/ in blobs, else beside sqlite:// requests.",
+        description="URL of the store of cancel marks. Default: beside sqlite:// requests, else cancels/ in blobs.",
     )
 
     blobs: str | None = Field(

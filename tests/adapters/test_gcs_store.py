@@ -67,8 +67,8 @@ async def test_a_bucket_that_goes_away_is_told_from_an_object_that_is_not_there(
 async def test_a_page_may_be_empty(gcs, url, monkeypatch):
     real = gcs_wire.Wire.page
 
-    def page(self, permission, location, prefix, token, *, size):
-        return ([], "0") if token is None else real(self, permission, location, prefix, token, size=size)
+    def page(self, permission, location, prefix, token, *, size, start=""):
+        return ([], "0") if token is None else real(self, permission, location, prefix, token, size=size, start=start)
 
     async with open_blobs(url) as store:
         await store.put("k", stream(1), "t")

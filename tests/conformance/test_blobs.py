@@ -353,6 +353,15 @@ async def test_more_objects_than_one_answer_has(bench, monkeypatch):
     assert await keys_of(bench.store) == []
 
 
+async def test_a_listing_of_what_is_after(bench, monkeypatch):
+    monkeypatch.setattr("rejoinder.adapters.s3_store.PAGE", 2)
+    monkeypatch.setattr("rejoinder.adapters.gcs_store.PAGE", 2)
+    keys = sorted(["1", "10-a", "10-b/c", "10-b/d é", "10-b0", "2", "A", "a/b", "é/日本/🙂", "\uffee", "🙂", "~ %2F+"])
+    await asyncio.gather(*[bench.store.put(key, stream(b"x"), "text/plain") for key in keys])
+    for after in (*keys, "", "0", "10", "10-", "10-b", "10-b/", "10-b/c ", "10-c", "/", "~", "日", "🙂"):
+        assert sorted([one.key async for one in bench.store.list(after)]) == [key for key in keys if key > after], after
+
+
 async def test_removals_at_once(bench):
     keys = [f"k{number}" for number in range(40)]
     await asyncio.gather(*[bench.store.put(key, stream(b"x"), "text/plain") for key in keys])

@@ -115,7 +115,9 @@ class GCSService:
         """A page of the names after the token's, in their order; never more than 1,000, whatever is asked for."""
         size, after = min(int(request.query.get("maxResults", "1000")), 1000), request.query.get("pageToken", "")
         prefix = request.query.get("prefix", "")
-        names = sorted(name for name in self.buckets[bucket] if name.startswith(prefix) and name > after)
+        start = request.query.get("startOffset", "")  # inclusive
+        of_prefix = (name for name in self.buckets[bucket] if name.startswith(prefix))
+        names = sorted(name for name in of_prefix if name > after and name >= start)
         page: dict = {"kind": "storage#objects"}
         if names:  # an empty page has no field of this name
             page["items"] = [self._described(name, self.buckets[bucket][name]) for name in names[:size]]

@@ -1,8 +1,8 @@
 """A reverse proxy before LocalStack's S3, for what S3 promises and LocalStack does not keep; and for S3's refusals.
 
 LocalStack completes two multipart uploads of one key with `If-None-Match: *` at once, and lets both win. S3 does not:
-here one completion follows the other. And its second page of a listing is the first one again, where keys have
-characters that it percent-encodes: here the gate makes the pages.
+here one completion follows the other. And its second page of a listing is the first one again, and `start-after` is
+compared with encoded keys, where keys have characters that it percent-encodes: here the gate makes the pages.
 """
 
 import asyncio
@@ -88,6 +88,7 @@ class S3Gate:
         """A page of a listing, made of the whole, whose order is right: what follows the token's key, as S3 counts."""
         asked = dict(request.query)
         size, token = min(int(asked.pop("max-keys", "1000")), 1000), asked.pop("continuation-token", "")
+        first = asked.pop("start-after", "")
         headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP}
         url = URL(self._upstream + request.rel_url.raw_path, encoded=True).with_query(asked | {"max-keys": "1000000"})
         async with self._session.get(url, headers=headers) as answer:
@@ -98,7 +99,10 @@ class S3Gate:
         objects = found.findall(f"{S3_XML}Contents")
         keys = [one.findtext(f"{S3_XML}Key", "") for one in objects]
         after = b64decode(token).decode()
-        start = keys.index(after) + 1 if after in keys else sum(unquote(key) <= unquote(after) for key in keys)
+        if after in keys:
+            start = keys.index(after) + 1
+        else:
+            start = sum(unquote(key) <= max(unquote(after), first) for key in keys)
         for one in (*objects[:start], *objects[start + size :]):
             found.remove(one)
         if start + size < len(objects):

@@ -7,6 +7,7 @@ from typing import Any
 from worker_harness import Bench
 
 from rejoinder.adapters import open_blobs
+from rejoinder.adapters.cancel_marks import name_of
 from rejoinder.client.cancel import cancel, cancels_of
 
 
@@ -19,9 +20,10 @@ async def mark(it: Bench, *ids: str) -> None:
     assert await cancel(url_of(it), ids) == len(ids)
 
 
-async def marks(it: Bench) -> set[str]:
+async def marks(it: Bench) -> set[str | None]:
+    """The names of all marks that there are."""
     async with open_blobs(url_of(it)) as store:
-        return {one.key async for one in store.list()}
+        return {name_of(one.key) async for one in store.list()}
 
 
 async def until_unmarked(it: Bench, limit: float = 20.0) -> None:

@@ -15,14 +15,15 @@ from store_harness import files, flaky_stores
 from worker_harness import GateEngine, bench, until, until_empty
 
 from rejoinder.adapters import Denied, Message, Outgoing, Transient, open_blobs, open_subscription, open_topic
-from rejoinder.adapters.cancel_marks import mark_key, marks_url
+from rejoinder.adapters.cancel_marks import mark_name, marks_url, name_of
 from rejoinder.adapters.memory import fresh_url
 from rejoinder.client.cancel import cancel, cancels_of
 from rejoinder.schemas.envelope import Options
 from rejoinder.worker import cancels as cancels_module
+from rejoinder.worker import marks as marks_module
 from rejoinder.worker.cancels import Cancels
 from rejoinder.worker.errors import Cancelled
-from rejoinder.worker.handler import Job
+from rejoinder.worker.handler import Answer, Job
 from rejoinder.worker.service import StopSignals, serve
 from rejoinder.worker.settings import Settings
 
@@ -43,21 +44,22 @@ async def test_what_runs_out_its_grace_can_be_cancelled() -> None:
 async def test_a_store_that_fails_is_told_once_and_stops_nothing(
     error: Any, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cancels_module, "EVERY", 0.01)
-    monkeypatch.setattr(cancels_module, "DENIED_EVERY", 0.01)
+    monkeypatch.setattr(marks_module, "EVERY", 0.01)
+    monkeypatch.setattr(marks_module, "DENIED_EVERY", 0.01)
     logger = structlog.testing.CapturingLogger()
     monkeypatch.setattr(cancels_module, "log", logger)
+    monkeypatch.setattr(marks_module, "log", logger)
     broken, tries = [True], [0]
 
     async with flaky_stores(monkeypatch) as stores, bench() as it:
         await until(lambda: "cancels" in stores)
         inner = stores["cancels"].inner
 
-        async def listing() -> Any:
+        async def listing(after: str = "") -> Any:
             tries[0] += 1
             if broken[0]:
                 raise error(text)
-            async for one in inner.list():
+            async for one in inner.list(after):
                 yield one
 
         stores["cancels"].list = listing
@@ -70,18 +72,19 @@ async def test_a_store_that_fails_is_told_once_and_stops_nothing(
         assert (await it.responses_until(1))[0]["status_code"] == 200
         broken[0] = False
         assert is_cancelled((await it.responses_until(2))[1], {"n": 1})
-        assert [call.args[0] for call in logger.calls][:3] == [
-            "cancel_marks_trouble",
-            "cancel_marks_again",
-            "requests_cancelled",
-        ]
-        assert logger.calls[0].kwargs["error_type"] == error.__name__
-        assert logger.calls[0].kwargs.get("error", "") == text
+        await until(lambda: len(logger.calls) == 5)
+        for call in ("list", "list all"):
+            of_it = [one for one in logger.calls if one.kwargs.get("call") == call]
+            assert [one.args[0] for one in of_it] == ["cancel_marks_trouble", "cancel_marks_again"]
+            assert of_it[0].kwargs["error_type"] == error.__name__
+            assert of_it[0].kwargs.get("error", "") == text
+        assert [one.args[0] for one in logger.calls].count("requests_cancelled") == 1
 
 
 async def test_marks_that_cannot_be_removed_harm_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     logger = structlog.testing.CapturingLogger()
     monkeypatch.setattr(cancels_module, "log", logger)
+    monkeypatch.setattr(marks_module, "log", logger)
     async with flaky_stores(monkeypatch) as stores, bench(GateEngine(capacity=8)) as it:
         await until(lambda: "cancels" in stores)
         stores["cancels"].fail["remove"] = [Denied("no s3:DeleteObject")] * 100
@@ -108,15 +111,15 @@ async def test_a_worker_without_a_store_of_marks_works_on(monkeypatch: pytest.Mo
 
 
 async def test_nothing_is_listed_while_nothing_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cancels_module, "EVERY", 0.01)
+    monkeypatch.setattr(marks_module, "EVERY", 0.01)
     listings = [0]
     async with flaky_stores(monkeypatch) as stores, bench() as it:
         await until(lambda: "cancels" in stores)
         inner = stores["cancels"].inner
 
-        def listing() -> Any:
+        def listing(after: str = "") -> Any:
             listings[0] += 1
-            return inner.list()
+            return inner.list(after)
 
         stores["cancels"].list = listing
         await it.send("r")
@@ -165,12 +168,15 @@ async def test_marks_whose_requests_will_not_come_are_removed(tmp_path: Path) ->
     url = f"file://{tmp_path}/marks"
     async with bench(cancels=url) as it:
         await cancel(url, [f"old-{number}" for number in range(25)] + ["new"])
-        for path in (tmp_path / "marks").glob("old-*"):
+        (tmp_path / "marks" / "README").write_text("not a mark")
+        (tmp_path / "marks" / "1700000000000-no mark").write_text("nor this")
+        for path in (tmp_path / "marks").iterdir():
             os.utime(path, (time.time(), time.time() - 32 * 86_400 - 60))
         # Pub/Sub may deliver what was sent 31 days ago.
-        os.utime(tmp_path / "marks" / "new", (time.time(), time.time() - 31 * 86_400))
+        (new,) = (tmp_path / "marks").glob("*-new")
+        os.utime(new, (time.time(), time.time() - 31 * 86_400))
         await it.send("r")
-        await until(lambda: files(tmp_path) == ["marks/new"])
+        await until(lambda: files(tmp_path) == ["marks/1700000000000-no mark", f"marks/{new.name}", "marks/README"])
         it.engine.release("r")
         await it.responses_until(1)
 
@@ -180,7 +186,8 @@ async def test_a_mark_of_a_message_id_is_for_it_whatever_the_clocks_say(tmp_path
     async with bench(cancels=url, start=False) as it:
         name = await it.send("r")
         await cancel(url, [name])
-        os.utime(tmp_path / "marks" / mark_key(name), (time.time(), time.time() - 3600))
+        (path,) = (tmp_path / "marks").glob(f"*-{mark_name(name)}")
+        os.utime(path, (time.time(), time.time() - 3600))
         it.start()
         (response,) = await it.responses_until(1)
         assert response["status_code"] == 499
@@ -191,16 +198,18 @@ async def test_a_mark_is_for_what_was_sent_before_it(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/marks"
     async with bench(GateEngine(capacity=8), cancels=url) as it:
         await cancel(url, ["again"])
-        os.utime(tmp_path / "marks" / "again", (time.time(), time.time() - 3600))
+        (path,) = (tmp_path / "marks").iterdir()
+        os.utime(path, (time.time(), time.time() - 3600))
         await it.send("resent", options={"inference_id": "again"})
         probe = await it.send("probe")
         await until(lambda: len(it.engine.running) == 2)
         await cancel(url, [probe])
         await until(lambda: it.engine.cancelled == ["probe"])
         assert list(it.engine.running) == ['"resent"']
-        await cancel(url, ["again"])  # which renews what stands
+        await cancel(url, ["again"])
         await until(lambda: it.engine.cancelled == ["probe", "resent"])
         assert [one["status_code"] for one in await it.responses_until(2)] == [499, 499]
+        await until(lambda: files(tmp_path) == [])
 
 
 async def test_a_limit_that_runs_out_with_the_mark_and_a_lost_lease_are_told_apart() -> None:
@@ -225,7 +234,7 @@ async def test_a_limit_that_runs_out_with_the_mark_and_a_lost_lease_are_told_apa
 
 async def test_an_attempt_that_fails_before_a_listing_ends_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the only one held: nothing is held any more when the listing brings its mark, nor until it comes again."""
-    monkeypatch.setattr(cancels_module, "EVERY", 0.01)
+    monkeypatch.setattr(marks_module, "EVERY", 0.01)
     async with open_blobs(url := fresh_url()) as store:
         cancels = Cancels(store)
         message = Message("1", b"", {}, 1, time.time(), None)
@@ -234,13 +243,28 @@ async def test_an_attempt_that_fails_before_a_listing_ends_is_the_last(monkeypat
         watch = asyncio.create_task(cancels.run())
         with cancels.stop(message, job):
             pass
-        await until(lambda: cancels.paused)
+        await until(lambda: cancels.marks.paused)
         with pytest.raises(Cancelled), cancels.stop(message, job):
             pass
         untold = Message("2", b"", {}, 1, None, None)  # perhaps a later one: its broker does not say when it was sent
         with cancels.stop(untold, job):
             pass
         watch.cancel()
+
+
+async def test_a_mark_that_is_found_after_the_answer_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a worker is killed before its ack, and the next one finds the stored answer before it finds the mark."""
+    monkeypatch.setattr(cancels_module, "LINGER", 0.5)
+    async with open_blobs(url := fresh_url()) as store:
+        cancels = Cancels(store)
+        message = Message("1", b"", {}, 1, time.time(), None)
+        job = Job("/run", None, "r", 0, 1, "{}", Options(inference_id="id"))
+        await cancel(url, ["1", "id", "other"])
+        cancels.settled(message, Answer(499, "{}", None, "r"), job)
+        await cancels.marks.look()
+        await until(lambda: not cancels.marks._removing)
+        assert [name_of(one.key) async for one in store.list()] == ["other"]
+        await cancels.close()
 
 
 async def test_notices_call_it_failed() -> None:

@@ -15,7 +15,7 @@ from store_harness import files
 from worker_harness import Bench, GateEngine, bench, flaky, until, until_empty
 
 from rejoinder.adapters import open_blobs
-from rejoinder.adapters.cancel_marks import mark_key
+from rejoinder.adapters.cancel_marks import mark_name
 from rejoinder.adapters.file_store import FileStore
 from rejoinder.adapters.memory import fresh_url
 from rejoinder.worker.errors import Unavailable
@@ -118,7 +118,7 @@ async def _seen(it: Bench) -> None:
 
 async def until_gone(it: Bench, request_id: str) -> None:
     deadline = time.monotonic() + 20
-    while mark_key(request_id) in await marks(it):
+    while mark_name(request_id) in await marks(it):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)
 
@@ -132,7 +132,7 @@ async def test_the_mark_stays_until_the_ack_is_through(monkeypatch: pytest.Monke
         await mark(it, message_id)
         assert (await it.responses_until(1))[0]["status_code"] == 499
         await until(lambda: "ack" in subscription.calls)
-        assert await marks(it) == {mark_key(message_id)}
+        assert await marks(it) == {mark_name(message_id)}
         subscription.hang.clear()
         await until_unmarked(it)
 
@@ -220,7 +220,7 @@ async def test_the_reading_of_an_input_is_ended(tmp_path: Path, monkeypatch: pyt
 
     (tmp_path / "in.json").write_text("1")
     monkeypatch.setattr("rejoinder.worker.stores.open_blobs", opened)
-    async with bench(blobs=f"file://{tmp_path}") as it:
+    async with bench(blobs=f"file://{tmp_path}", cancels=f"file://{tmp_path}/cancels") as it:
         location = f"file://{tmp_path}/in.json"
         envelope = {"path": "/run", "metadata": {"n": 7}, "input_location": location}
         message_id = await it.send_raw(json.dumps(envelope).encode())
