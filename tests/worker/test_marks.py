@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from virtual_time import virtually
 from worker_harness import GateEngine, bench, until
 
 from rejoinder.adapters import Transient, open_blobs
@@ -78,6 +79,7 @@ async def until_all(store: Store, count: int) -> None:
         await asyncio.sleep(0)
 
 
+@virtually
 async def test_what_lies_there_is_listed_once() -> None:
     async with looking() as (marks, store):
         for number in range(3000):
@@ -93,6 +95,7 @@ async def test_what_lies_there_is_listed_once() -> None:
         assert "new" in marks.known
 
 
+@virtually
 async def test_what_was_just_left_is_listed_for_a_little_while_and_then_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [time.time()]
     monkeypatch.setattr(marks_module, "time", SimpleNamespace(time=lambda: now[0]))
@@ -113,6 +116,7 @@ async def test_what_was_just_left_is_listed_for_a_little_while_and_then_rarely(m
 
 
 @pytest.mark.parametrize("behind", [-3600.0, -60.0, 0.0, 19.0, 60.0, FAR - 1])
+@virtually
 async def test_a_clock_may_be_behind_or_ahead(behind: float) -> None:
     async with looking() as (marks, store):
         marks._far_due = 0.0
@@ -125,6 +129,7 @@ async def test_a_clock_may_be_behind_or_ahead(behind: float) -> None:
         assert store.whole == [0]
 
 
+@virtually
 async def test_what_a_clock_far_behind_left_is_found_among_all(monkeypatch: pytest.MonkeyPatch) -> None:
     async with looking() as (marks, store):
         await marks.look()
@@ -138,6 +143,7 @@ async def test_what_a_clock_far_behind_left_is_found_among_all(monkeypatch: pyte
         assert "a" in marks.known
 
 
+@virtually
 async def test_the_workers_own_clock_may_be_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
     ahead = [3600.0]
     monkeypatch.setattr(marks_module, "time", SimpleNamespace(time=lambda: time.time() + ahead[0]))
@@ -150,6 +156,7 @@ async def test_the_workers_own_clock_may_be_set_back(monkeypatch: pytest.MonkeyP
         assert "a" in marks.known
 
 
+@virtually
 async def test_what_was_left_in_a_long_pause_is_new() -> None:
     async with looking() as (marks, store):
         await marks.look()
@@ -160,6 +167,7 @@ async def test_what_was_left_in_a_long_pause_is_new() -> None:
         assert "a" in marks.known
 
 
+@virtually
 async def test_a_listing_that_fails_leaves_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [time.time()]
     monkeypatch.setattr(marks_module, "time", SimpleNamespace(time=lambda: now[0]))
@@ -181,6 +189,7 @@ async def _away(_after: str) -> AsyncGenerator[Listed, None]:
     yield
 
 
+@virtually
 async def test_a_listing_of_everything_that_fails_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(marks_module, "EVERY", 0.0)
     async with looking() as (marks, store):
@@ -194,6 +203,7 @@ async def test_a_listing_of_everything_that_fails_is_made_again(monkeypatch: pyt
         assert "a" in marks.known
 
 
+@virtually
 async def test_what_others_removed_is_forgotten_and_what_came_meanwhile_is_not() -> None:
     async with looking() as (marks, store):
         gone = await leave(store, "gone", time.time() - 3600)
@@ -215,6 +225,7 @@ async def test_what_others_removed_is_forgotten_and_what_came_meanwhile_is_not()
         assert set(marks.known) == {"again", "stays", "new"}
 
 
+@virtually
 async def test_a_name_has_all_its_marks_removed_and_the_newest_counts() -> None:
     async with looking() as (marks, store):
         for number in range(5):
@@ -234,6 +245,7 @@ async def test_a_name_has_all_its_marks_removed_and_the_newest_counts() -> None:
         assert marks._others == {}
 
 
+@virtually
 async def test_what_is_removed_while_it_is_listed_stays_forgotten() -> None:
     async with looking() as (marks, store):
         await leave(store, "a", time.time() - 3600)
@@ -259,6 +271,7 @@ async def test_what_is_removed_while_it_is_listed_stays_forgotten() -> None:
         assert marks.known == {}
 
 
+@virtually
 async def test_objects_that_are_no_marks_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(marks_module, "OLD", -60.0)  # everything is old
     async with looking() as (marks, store):
@@ -275,6 +288,7 @@ async def _nothing() -> AsyncIterator[bytes]:
     yield b""
 
 
+@virtually
 async def test_one_id_may_be_marked_very_often() -> None:
     async with looking() as (marks, store):
         began = time.time() - 3600
@@ -288,6 +302,7 @@ async def test_one_id_may_be_marked_very_often() -> None:
         assert len(marks._others["a"]) == 19_999
 
 
+@virtually
 async def test_a_listing_of_everything_that_takes_long_holds_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     stores: list[Store] = []
 
