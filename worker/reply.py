@@ -20,8 +20,9 @@ Outcome = str | AdapterError | ValueError
 
 
 # Messages in calls that are as full as they can be, at once. A call to a service takes some tens of milliseconds: these
-# are some thousand a second, more than an event loop makes of single calls, and leave connections to other messages.
-UNDER_WAY = 64
+# are some thousand a second, more than an event loop makes of single calls. Twice as many, as streams have at most with
+# their last messages, are fewer than the 100 calls that a connection to Google carries: others need not wait for them.
+UNDER_WAY = 48
 
 
 class Replier:
