@@ -186,7 +186,6 @@ class Marks:
                     await self._remove(key)
             # One that has come meanwhile is listed again.
             self._forget(name)
-            self._worked("remove")
         except Exception as exc:  # noqa: BLE001 - what it is for has been answered
             self._failed("remove", exc)
         finally:
@@ -195,6 +194,7 @@ class Marks:
     async def _remove(self, key: str) -> None:
         await call_until("remove cancel mark", lambda: bounded(self._store.remove(key)), limit=REMOVE_LIMIT)
         self._removed.add(key)
+        self._worked("remove")
 
     async def close(self) -> None:
         """Remove what is to be removed, for a little while. Nothing is held any more."""

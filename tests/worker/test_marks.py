@@ -8,9 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import structlog
 from worker_harness import GateEngine, bench, until
 
-from rejoinder.adapters import Transient, open_blobs
+from rejoinder.adapters import Denied, Transient, open_blobs
 from rejoinder.adapters.cancel_marks import mark_key, name_of
 from rejoinder.adapters.driver import Listed
 from rejoinder.adapters.memory import fresh_url
@@ -257,6 +258,29 @@ async def test_what_is_removed_while_it_is_listed_stays_forgotten() -> None:
         await looks
         await until_all(store, 2)
         assert marks.known == {}
+
+
+async def test_a_removal_of_nothing_does_not_say_that_removing_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = structlog.testing.CapturingLogger()
+    monkeypatch.setattr(marks_module, "log", logger)
+    async with looking() as (marks, store):
+        await leave(store, "a")
+        await marks.look()
+        real = store.inner
+
+        async def denied(_key: str) -> None:
+            raise Denied("no s3:DeleteObject")
+
+        store.inner = SimpleNamespace(list=real.list, remove=denied, url=real.url)
+        for _ in range(3):
+            for name in ("a", "nobody"):
+                marks.remove(name, 0.0)
+                await until(lambda: not marks._removing)
+        assert [call.args[0] for call in logger.calls] == ["cancel_marks_trouble"]
+        store.inner = real
+        marks.remove("a", 0.0)
+        await until(lambda: not marks._removing)
+        assert [call.args[0] for call in logger.calls] == ["cancel_marks_trouble", "cancel_marks_again"]
 
 
 async def test_objects_that_are_no_marks_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
