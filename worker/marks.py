@@ -69,7 +69,7 @@ class Marks:
         self._since = dict.fromkeys((NEAR, FAR), time.time())
         """When the last listing began of those that go so far back."""
         self._clock = asyncio.get_running_loop().time
-        self._far_due = self._clock() + NEAR
+        self._far_due = 0.0  # at once: the newest marks come last when everything is listed
         self._all_due = 0.0
         self._all: asyncio.Task[None] | None = None
         self._gone: set[str] = set()

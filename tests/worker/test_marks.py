@@ -94,11 +94,31 @@ async def test_what_lies_there_is_listed_once() -> None:
         assert "new" in marks.known
 
 
+async def test_what_was_left_a_little_before_the_start_does_not_wait_for_all_the_old_ones() -> None:
+    async with looking() as (marks, store):
+        store.gate.clear()
+        real = store.inner
+
+        async def slow(after: str) -> AsyncGenerator[Listed, None]:
+            if not after:
+                await store.gate.wait()
+            async for one in real.list(after):
+                yield one
+
+        store.inner = SimpleNamespace(list=slow, url="memory://slow")
+        await leave(real, "stale", time.time() - 3600)
+        await leave(real, "a", time.time() - 60)
+        await marks.look()
+        assert set(marks.known) == {"a"}
+        store.gate.set()
+        await until_all(store, 1)
+        assert set(marks.known) == {"a", "stale"}
+
+
 async def test_what_was_just_left_is_listed_for_a_little_while_and_then_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [time.time()]
     monkeypatch.setattr(marks_module, "time", SimpleNamespace(time=lambda: now[0]))
     async with looking() as (marks, store):
-        marks._far_due = 0.0
         for number in range(1000):
             await leave(store, f"bulk-{number}", now[0])
         await marks.look()
@@ -116,7 +136,6 @@ async def test_what_was_just_left_is_listed_for_a_little_while_and_then_rarely(m
 @pytest.mark.parametrize("behind", [-3600.0, -60.0, 0.0, 19.0, 60.0, FAR - 1])
 async def test_a_clock_may_be_behind_or_ahead(behind: float) -> None:
     async with looking() as (marks, store):
-        marks._far_due = 0.0
         for _ in range(3):
             await marks.look()
         await until_all(store, 1)
