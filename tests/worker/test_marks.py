@@ -1,6 +1,7 @@
 """How a worker looks for marks: what a listing costs, which clocks it bears, what it forgets, and what it removes."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -233,6 +234,68 @@ async def test_what_others_removed_is_forgotten_and_what_came_meanwhile_is_not()
         store.gate.set()
         await until_all(store, 2)
         assert set(marks.known) == {"again", "stays", "new"}
+
+
+@pytest.mark.parametrize("ago", [0.0, 60.0])
+async def test_what_others_have_just_removed_is_forgotten_at_once(ago: float) -> None:
+    """Its `inference_id` may be used again, within the minute by which clocks may differ."""
+    async with looking() as (marks, store):
+        other = Marks(store, lambda: None)  # type: ignore[arg-type]
+        await leave(store, "gone", time.time() - ago)
+        await leave(store, "again", time.time() - ago)
+        stays = await leave(store, "stays", time.time() - ago)
+        for one in (marks, other):
+            await one.look()
+        await until_all(store, 2)
+        for name in ("gone", "again"):
+            other.remove(name, 0.0)
+        await until(lambda: not other._removing)
+        again = await leave(store, "again")
+        marks._far_due = 0.0
+        await marks.look()
+        assert {name: one.key for name, one in marks.known.items()} == {"stays": stays, "again": again}
+        marks.remove("again", 0.0)
+        await until(lambda: not marks._removing)
+        assert await keys_of(store) == {stays}
+        assert len(store.whole) == 2
+        await other.close()
+
+
+async def test_what_others_removed_is_forgotten_where_only_the_newest_are_listed() -> None:
+    async with looking() as (marks, store):
+        before_it = await leave(store, "before")
+        await marks.look()
+        await until_all(store, 1)
+        marks._far_due = marks._clock() + 3600
+        after_it = await leave(store, "after")
+        await marks.look()
+        assert set(marks.known) == {"before", "after"}
+        await store.remove(before_it)
+        await marks.look()
+        assert set(marks.known) == {"after"}
+        await store.remove(after_it)
+        # Meanwhile it is too old for those listings, and not for the next that goes far back.
+        marks._since[marks_module.NEAR] = time.time() + marks_module.NEAR + 1
+        marks._found[marks_module.NEAR] = set()
+        marks._far_due = 0.0
+        await marks.look()
+        assert marks.known == {}
+
+
+@pytest.mark.parametrize("everything", [False, True])
+async def test_of_several_marks_those_that_stand_are_known(everything: bool) -> None:
+    async with looking() as (marks, store):
+        keys = [await leave(store, "a", time.time() - 60 + number) for number in range(4)]
+        await marks.look()
+        await until_all(store, 1)
+        for removed, newest in ((3, 2), (1, 2), (2, 0), (0, None)):
+            await store.remove(keys[removed])
+            marks._far_due = math.inf if everything else 0.0
+            marks._all_due = 0.0 if everything else math.inf
+            await marks.look()
+            await until(lambda: not marks._is_listing_all)
+            assert [one.key for one in marks.known.values()] == ([] if newest is None else [keys[newest]])
+        assert marks._others == {}
 
 
 async def test_a_name_has_all_its_marks_removed_and_the_newest_counts() -> None:
