@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Helpers that several folders' tests share stand here; pytest puts only a test's own folder on the path.
 for folder in ("tests/support", "tests/engines", "localstack", "benchmarks/soak"):
@@ -17,6 +18,10 @@ pytest_plugins = ["aws_stand_in", "cloud", "gcs_service", "s3_gate"]
 LONG = ("tests/worker/test_soak.py", "tests/brokers/", "tests/examples/", "tests/engines/", "tests/conformance/")
 """What takes longest for its number of files, in the order of running: the short ones come last, so that the two
 processes end together."""
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 AnyReport = TypeVar("AnyReport", pytest.TestReport, pytest.CollectReport)
 

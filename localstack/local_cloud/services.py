@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ from local_cloud.resources import PROJECT
 
 HOST = "127.0.0.1"
 AWS_SERVICES = ("s3", "sqs", "sns")
-READY_SECONDS = 120.0
+READY_SECONDS = 240.0
 """LocalStack takes 10 to 25 s on an idle machine."""
 STOP_SECONDS = 10.0
 # Ends the process group when whoever started it is gone, killed included: the pipe on stdin closes then.
@@ -228,6 +229,10 @@ def refuse_taken(port: int, name: str, option: str) -> None:
         )
 
 
+_EPHEMERAL = 32_768
+"""Where the ports begin that Linux gives out by itself."""
+
+
 def taken(port: int) -> bool:
     """Whether something listens on `port` of this machine."""
     with socket.socket() as probe:
@@ -240,11 +245,14 @@ def taken(port: int) -> bool:
 
 
 def free_port() -> int:
-    """Give a port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Give a port that nobody listens on at this moment, and that the system gives to nobody who asks for any.
+
+    One of those could be gone before it is listened on: every connection that is made meanwhile takes one.
+    """
+    low = 20_000
+    while taken(port := low + secrets.randbelow(_EPHEMERAL - low)):
+        pass
+    return port
 
 
 def tail(log: Path | None, lines: int = 15) -> str:

@@ -70,11 +70,11 @@ FAULTS = {
 
 @pytest.fixture
 def _impatient(monkeypatch):
-    monkeypatch.setattr("rejoinder.adapters.aws.CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr("rejoinder.adapters.aws.CONNECT_SECONDS", 1.0)
     monkeypatch.setattr("rejoinder.adapters.aws.SPARE_SECONDS", 0.1)
     for name in ("RECEIVING", "SENDING", "SETTLING"):
-        monkeypatch.setattr(sqs, name, Traffic(2, 0.3))
-    monkeypatch.setattr(sns, "SENDING", Traffic(2, 0.3))
+        monkeypatch.setattr(sqs, name, Traffic(2, 1.0))
+    monkeypatch.setattr(sns, "SENDING", Traffic(2, 1.0))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -139,7 +139,7 @@ async def test_an_answer_that_lacks_something_is_transient(stand_in, operation, 
 async def test_closing_does_not_wait_for_ever_for_a_poll_that_hangs(stand_in, monkeypatch):
     monkeypatch.setattr(sqs_subscription, "CLOSING_SECONDS", 0.1)
     stand_in.on["ReceiveMessage"] = hang
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async with open_subscription(QUEUE) as subscription:
             receives = [asyncio.create_task(subscription.receive(1, 20)) for _ in range(40)]  # some wait for a slot
             while not stand_in.called("ReceiveMessage"):
@@ -151,8 +151,9 @@ async def test_closing_does_not_wait_for_ever_for_a_poll_that_hangs(stand_in, mo
     assert not ours
 
 
-@pytest.mark.usefixtures("_impatient")
-async def test_hung_calls_of_one_kind_leave_the_others_alone(stand_in):
+async def test_hung_calls_of_one_kind_leave_the_others_alone(stand_in, monkeypatch):
+    for name in ("RECEIVING", "SENDING", "SETTLING"):
+        monkeypatch.setattr(sqs, name, Traffic(2, 60.0))
     release = asyncio.Event()
     stand_in.on["ReceiveMessage"] = lambda _: received(1)
     stand_in.on["DeleteMessageBatch"] = failing({})

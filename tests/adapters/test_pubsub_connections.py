@@ -22,8 +22,13 @@ def connections(port):
     ]
 
 
+def ends(port):
+    """Our ends of them: those of an earlier test may go meanwhile."""
+    return {one.laddr.port for one in connections(port)}
+
+
 async def until(condition):
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -32,7 +37,7 @@ async def use(subscription_url, topic_url):
     """Open both ends and make every kind of call."""
     async with open_subscription(subscription_url) as subscription, open_topic(topic_url) as topic:
         await topic.publish([Outgoing(b"x")])
-        messages = await subscription.receive(1, 10)
+        messages = await subscription.receive(1, 60)
         assert await subscription.set_lease(messages, 30) == [None]
         assert await subscription.ack(messages) == [None]
         assert await subscription.receive(1, 0.01) == []
@@ -44,23 +49,23 @@ async def use(subscription_url, topic_url):
 async def test_receiving_settling_and_sending_each_have_their_connection(gcp):
     subscription_name, topic_name, _ = await pubsub_resources.make()
     port = int(gcp.rpartition(":")[2])
-    before = len(connections(port))
+    before = ends(port)
     async with (
         open_subscription(f"gcppubsub://{subscription_name}") as subscription,
         open_topic(f"gcppubsub://{topic_name}") as topic,
     ):
         await topic.publish([Outgoing(b"x")])
-        messages = await subscription.receive(1, 10)
+        messages = await subscription.receive(1, 60)
         await subscription.ack(messages)
-        assert len(connections(port)) == before + 3
-    await until(lambda: len(connections(port)) == before)
+        assert len(ends(port) - before) == 3
+    await until(lambda: ends(port) <= before)
 
 
 async def test_waiting_pulls_hold_up_no_heartbeat(google):
     """More pulls wait than one connection carries at a time: leases are settled beside them."""
     async with open_subscription(f"gcppubsub://{SUBSCRIPTION}") as subscription:
         google.waiting.put_nowait(b"1")
-        messages = await subscription.receive(1, 5)
+        messages = await subscription.receive(1, 60)
         polls = [asyncio.create_task(subscription.receive(100, 60)) for _ in range(120)]  # more than one connection has
         await until(lambda: google.pulling >= 100)
         for _ in range(20):
@@ -85,7 +90,7 @@ async def test_nothing_is_left_behind(gcp, monkeypatch):
     gc.collect()
     await until(lambda: process.num_fds() <= files)
     await until(lambda: process.num_threads() <= threads)
-    assert asyncio.all_tasks() == tasks
+    await until(lambda: asyncio.all_tasks() <= tasks)
 
 
 async def test_a_connection_that_goes_silent_is_noticed(google, monkeypatch):
@@ -127,7 +132,7 @@ async def test_an_outage_is_over_when_the_broker_is_back(google, monkeypatch):
             open_topic(f"gcppubsub://{TOPIC}") as topic,
         ):
             google.waiting.put_nowait(b"1")
-            messages = await subscription.receive(1, 5)
+            messages = await subscription.receive(1, 60)
             receiving = asyncio.create_task(subscription.receive(1, 300))
             await until(lambda: google.pulling == 1)
             proxy.cut()

@@ -15,7 +15,7 @@ URL = f"gcppubsub://{SUBSCRIPTION}"
 async def received(google, subscription, *bodies):
     for body in bodies:
         google.waiting.put_nowait(body)
-    return await subscription.receive(len(bodies), 5)
+    return await subscription.receive(len(bodies), 60)
 
 
 async def settle(subscription, how, messages):

@@ -22,7 +22,7 @@ async def test_a_message_as_the_broker_gives_it(gcp):
     ):
         assert topic.name == f"gcppubsub://{topic_name}"
         (sent,) = await topic.publish([Outgoing(b"\xff\0", {"a": "é"}, ordering_key="k", deduplication_id="unused")])
-        (message,) = await subscription.receive(5, 10)
+        (message,) = await subscription.receive(5, 60)
         assert (message.id, message.body, dict(message.attributes)) == (sent, b"\xff\0", {"a": "é"})
         assert (message.ordering_key, message.attempt, message.stored_at) == ("k", 1, None)
         assert type(message.body) is bytes

@@ -218,7 +218,7 @@ async def test_a_part_that_fails_aborts_the_upload(s3_gate, bucket):
 
 
 async def test_a_read_that_breaks_off_or_is_silent_is_transient(s3_gate, bucket, monkeypatch):
-    monkeypatch.setattr(s3_store, "READING", s3_store.Traffic(4, 1.0))
+    monkeypatch.setattr(s3_store, "READING", s3_store.Traffic(4, 4.0))
     async with open_blobs(bucket.url) as store, Proxy(s3_gate.url) as proxy:
         assert await store.put("k", stream(20 * MIB), "t")
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
@@ -231,12 +231,12 @@ async def test_a_read_that_breaks_off_or_is_silent_is_transient(s3_gate, bucket,
 
 
 async def test_a_slow_reader_is_not_a_silent_store(s3_gate, bucket, monkeypatch):
-    monkeypatch.setattr(s3_store, "READING", s3_store.Traffic(4, 0.2))
+    monkeypatch.setattr(s3_store, "READING", s3_store.Traffic(4, 3.0))
     async with open_blobs(bucket.url) as store:
         assert await store.put("k", stream(20 * MIB), "t")
         async with store.read("k") as blob:
             size = len(await anext(blob.chunks))
-            await asyncio.sleep(0.7)  # longer than the store may be silent: that is the test
+            await asyncio.sleep(4.5)  # longer than the store may be silent: that is the test
             async for chunk in blob.chunks:
                 size += len(chunk)
         assert size == 20 * MIB
@@ -253,10 +253,10 @@ async def test_garbled_content_is_noticed(s3_gate, bucket, monkeypatch):
 
 
 async def test_a_completion_may_take_longer_than_any_other_call(s3_gate, bucket, monkeypatch):
-    monkeypatch.setattr(s3_store, "WRITING", s3_store.Traffic(4, 1.0))
+    monkeypatch.setattr(s3_store, "WRITING", s3_store.Traffic(4, 4.0))
     monkeypatch.setattr(aws, "CONNECT_SECONDS", 1.0)
     monkeypatch.setattr(aws, "SPARE_SECONDS", 0.0)
-    s3_gate.blanks = 15
+    s3_gate.blanks = 30
     async with open_blobs(bucket.url) as store:
         assert await store.put("k", stream(9 * MIB), "t") is True
         assert await bucket.uploads() == []

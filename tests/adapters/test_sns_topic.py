@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("aws")
 
 
 async def get(subscription):
-    (message,) = await subscription.receive(1, 20)
+    (message,) = await subscription.receive(1, 60)
     assert await subscription.ack([message]) == [None]
     return message
 
@@ -44,9 +44,9 @@ async def test_a_redelivery_has_the_publishers_id(aws):
         open_subscription(f"awssqs:///{name_of(queue)}") as subscription,
     ):
         (sent,) = await topic.publish([Outgoing(b"x")])
-        first = await subscription.receive(1, 20)
+        first = await subscription.receive(1, 60)
         assert await subscription.set_lease(first, 0) == [None]
-        (again,) = await subscription.receive(1, 20)
+        (again,) = await subscription.receive(1, 60)
         assert [first[0].id, again.id, again.attempt] == [sent, sent, 2]
 
 

@@ -180,7 +180,7 @@ asyncio.run(main())
 
 
 async def test_a_lock_held_too_long_is_transient_and_blocks_nobody_else(tmp_path, monkeypatch):
-    monkeypatch.setattr("rejoinder.adapters.sqlite_file.BUSY_SECONDS", 0.2)
+    monkeypatch.setattr("rejoinder.adapters.sqlite_file.BUSY_SECONDS", 2.0)
     url = f"sqlite:///{tmp_path}/q.db?queue=q"
     other = f"sqlite:///{tmp_path}/other.db?queue=q"
     async with open_topic(url) as topic, open_subscription(url) as subscription, open_topic(other) as elsewhere:

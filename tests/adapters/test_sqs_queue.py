@@ -75,7 +75,7 @@ async def test_what_other_programs_send(aws):
             MessageGroupId="tenant",
             MessageSystemAttributes={"AWSTraceHeader": {"DataType": "String", "StringValue": header}},
         )
-        (message,) = await subscription.receive(1, 10)
+        (message,) = await subscription.receive(1, 60)
     assert (message.id, message.body, message.ordering_key) == (sent, "a\r\nb\x85".encode(), "tenant")
     assert dict(message.attributes) == {
         "s": "text",
@@ -113,8 +113,8 @@ async def test_an_ack_after_the_lease_while_nobody_else_has_it(aws):
     queue, _ = await make_queue()
     async with open_subscription(url(queue, "?lease=1")) as subscription, open_topic(url(queue)) as topic:
         await topic.publish([Outgoing(b"x")])
-        messages = await subscription.receive(1, 10)
-        async with asyncio.timeout(30):
+        messages = await subscription.receive(1, 60)
+        async with asyncio.timeout(60):
             while (await subscription.backlog()).waiting != 1:
                 await asyncio.sleep(0.05)
         assert await subscription.ack(messages) == [None]
@@ -131,7 +131,7 @@ async def test_backlog_counts_the_dead_letter_queue(aws):
     ):
         await topic.publish([Outgoing(b"x")] * 3)
         await graveyard.publish([Outgoing(b"x")] * 2)
-        await subscription.receive(1, 10)
+        await subscription.receive(1, 60)
         backlog = await subscription.backlog()
         assert (backlog.waiting, backlog.held, backlog.dead) == (2, 1, 2)
 
@@ -171,7 +171,7 @@ async def test_closing_leaves_nothing_behind(aws):
             await asyncio.sleep(0)
             cancelled.cancel()
         assert asyncio.all_tasks() == {asyncio.current_task()}
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while open_connections() - before:  # a closed socket is gone at the loop's next step
                 await asyncio.sleep(0.01)
         # The loop's own pool of threads keeps what it has; it does not grow by being used again.

@@ -36,7 +36,7 @@ async def names_of(url: str) -> set[str | None]:
         return {name_of(one.key) async for one in store.list()}
 
 
-async def until_unmarked(url: str, limit: float = 30.0) -> None:
+async def until_unmarked(url: str, limit: float = 60.0) -> None:
     async with asyncio.timeout(limit):
         while await names_of(url):
             await asyncio.sleep(0.05)
@@ -91,7 +91,7 @@ async def test_on_sqs_with_the_marks_on_s3(pair: Pair, tmp_path: Path) -> None:
 
 
 async def test_a_kill_between_answer_and_ack_keeps_the_mark(tmp_path: Path) -> None:
-    queues, log = sqlite(tmp_path, lease=1), tmp_path / "worker.log"
+    queues, log = sqlite(tmp_path, lease=5), tmp_path / "worker.log"
     url = cancels_of(requests=queues.requests)
     command = [str(KILLED_AT_ACK), queues.requests, queues.responses]
     with LoggingProcess(command, log) as worker:
@@ -122,9 +122,9 @@ async def test_the_model_stops_making_tokens(tmp_path: Path) -> None:
     with RealWorker(queues, log, engine=engine) as worker:
         long = json.dumps({"metadata": {"n": 0}, "body": body}).encode()
         (message_id,) = await queues.send(long)
-        await asyncio.to_thread(worker.until_event, "engine_ready", 120)
+        await asyncio.to_thread(worker.until_event, "engine_ready", 250)
         # It runs: minutes of tokens are asked for, and the first report says that there are steps.
-        report = await asyncio.to_thread(worker.until_event, "progress", 60)
+        report = await asyncio.to_thread(worker.until_event, "progress", 120)
         assert report["tokens_per_step"] > 0
         assert report["answered"] == 0
         await cancel(url, [message_id])

@@ -29,7 +29,7 @@ def held() -> Counter[str]:
     return Counter([*tasks, *threads, *map(repr, psutil.Process().net_connections("inet"))])
 
 
-async def check_back_at(before: Counter[str], limit: float = 10.0) -> None:
+async def check_back_at(before: Counter[str], limit: float = 60.0) -> None:
     """Nothing is open that was not before. Sockets may take a turn of the loop to go."""
     deadline = time.monotonic() + limit
     while extra := held() - before:

@@ -28,7 +28,7 @@ def between(requests: str, responses: str) -> Queues:
 async def ending(queues: Queues, log: Path, env: Mapping[str, str] | None = None) -> tuple[int, str]:
     """The exit code of a worker that ends by itself, and the one line that it says."""
     with WorkerProcess(queues, log, env=env) as worker:
-        code = await asyncio.to_thread(worker.process.wait, 60)
+        code = await asyncio.to_thread(worker.process.wait, 120)
     lines = [line for line in log.read_text().splitlines() if not line.startswith("{")]
     assert len(lines) == 1, lines
     assert lines[0].startswith("rejoinder worker: ")
@@ -90,6 +90,6 @@ async def test_a_broker_that_is_away_is_waited_for_and_the_wait_can_be_stopped(p
     queues, env = await pair.queues(), {"AWS_ENDPOINT_URL": f"http://{CLOSED}", "PUBSUB_EMULATOR_HOST": CLOSED}
     with WorkerProcess(queues, tmp_path / "log", env={**os.environ, **env}) as worker:
         worker.until_event("broker_retry", count=3)
-        assert worker.stop(30) == 0, worker.log.read_text()
+        assert worker.stop(60) == 0, worker.log.read_text()
     assert not worker.events("worker_starting")
     assert "Traceback" not in worker.log.read_text()

@@ -20,9 +20,9 @@ async def test_a_stopped_worker_leaves_nothing_leased(pair: Pair, tmp_path: Path
     bodies = envelopes(REQUESTS)
     for tenth in range(10):
         await queues.send(*bodies[tenth::10], key=f"group-{tenth}")
-    with SlowWorker(queues, log, 0.2) as worker:
+    with SlowWorker(queues, log, 1.0) as worker:  # many seconds for all: it is stopped in their midst
         got = await queues.receive(10)
-        assert worker.stop(30) == 0, log.read_text()
+        assert worker.stop(60) == 0, log.read_text()
     got += await queues.receive_some(QUIET)
     answered = {number(message) for message in got}
     check_answers(got, answered)
@@ -44,7 +44,7 @@ async def stopped_while(pair: Pair, fault: str, log: Path) -> None:
     with proxied(pair) as (proxy, env), SlowWorker(queues, log, 0.2, env=env, grace_seconds=2) as worker:
         got = await queues.receive(10)
         FAULTS[fault](proxy)
-        assert await asyncio.to_thread(worker.stop, 30) == 0, log.read_text()
+        assert await asyncio.to_thread(worker.stop, 60) == 0, log.read_text()
     with SlowWorker(queues, log, 0) as second:
         await queues.receive(REQUESTS, got=got)
         assert await asyncio.to_thread(second.stop) == 0, log.read_text()

@@ -103,7 +103,7 @@ async def killed(queues: Queues, log: Path, *, counts: bool, groups: int = 3) ->
         asked = [request(n, {"chunks": CHUNKS}) for n in range(group, STREAMS, groups)]
         await queues.send(*asked, key=f"group-{group}")
     got: list[Message] = []
-    with SlowWorker(queues, log, seconds=0.02, stream_interval_ms=20) as first:
+    with SlowWorker(queues, log, seconds=0.2, stream_interval_ms=20) as first:
         async with open_subscription(queues.inbox) as subscription:
             while len(got) < 5:
                 got += await received(subscription)
@@ -144,9 +144,9 @@ async def test_streams_on_brokers(pair: Pair, tmp_path: Path) -> None:
 
 
 async def test_a_stream_of_a_killed_worker_on_sqlite(tmp_path: Path) -> None:
-    await killed(sqlite(tmp_path, 1.0), tmp_path / "log", counts=True)
+    await killed(sqlite(tmp_path, 5.0), tmp_path / "log", counts=True)
 
 
 @on("fifo", "ordered")
 async def test_a_stream_of_a_killed_worker(pair: Pair, tmp_path: Path) -> None:
-    await killed(await pair.queues(), tmp_path / "log", counts=pair.name == "fifo")
+    await killed(await pair.queues(5.0 if pair.name == "fifo" else None), tmp_path / "log", counts=pair.name == "fifo")

@@ -19,13 +19,13 @@ def request(body: str, **options: str) -> bytes:
 
 
 async def test_a_store_that_is_cut_off_costs_nothing_but_time(aws: str, tmp_path: Path) -> None:
-    queues, log = sqlite(tmp_path, lease=2), tmp_path / "worker.log"
+    queues, log = sqlite(tmp_path, lease=5), tmp_path / "worker.log"
     with Proxy(aws) as proxy:
         async with bucket() as store:
             env = {"AWS_ENDPOINT_URL_S3": proxy.url}
             with WorkerProcess(queues, log, "--blobs", store.url, "--max-inline-bytes", "1000", env=env) as worker:
                 await asyncio.to_thread(worker.until_event, "engine_ready")
-                proxy.delay(0.01)
+                proxy.delay(0.05)
                 await queues.send(request("x" * SIZE, inference_id="cut"))
                 while not await store.left_over():
                     await asyncio.sleep(0.01)

@@ -84,7 +84,7 @@ def test_usage_errors(args, says, tmp_path):
 def test_a_broker_that_is_away(url, env, tmp_path, monkeypatch):
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    done = rejoinder("doctor", "--requests", url, cwd=tmp_path, limit=60)
+    done = rejoinder("doctor", "--requests", url, cwd=tmp_path, limit=120)
     assert done.returncode == 1, done.stderr
     assert "fail    requests: reachable: " in done.stdout.decode()
     assert "127.0.0.1:1" in done.stdout.decode()

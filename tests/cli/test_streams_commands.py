@@ -94,7 +94,7 @@ def test_consume_prints_messages_as_they_are(tmp_path) -> None:
 
 
 async def test_streams_of_a_killed_worker_are_read_and_joined_whole(tmp_path: Path) -> None:
-    queues = sqlite(tmp_path, 1.0)
+    queues = sqlite(tmp_path, 5.0)
     requests = [asked(n, {"chunks": 30}) for n in range(4)]
     (tmp_path / "requests").write_bytes(lines(*requests))
     await queues.send(*requests)
@@ -104,7 +104,7 @@ async def test_streams_of_a_killed_worker_are_read_and_joined_whole(tmp_path: Pa
     answers: dict[Name, Any] = {}
     again = 0
     with ExitStack() as workers:
-        first = workers.enter_context(SlowWorker(queues, tmp_path / "log", seconds=0.02, stream_interval_ms=10))
+        first = workers.enter_context(SlowWorker(queues, tmp_path / "log", seconds=0.2, stream_interval_ms=10))
         source = responses(queues.inbox, until=lambda: len(answers) == len(requests))
         async with aclosing(source) as incoming:
             async for received in incoming:

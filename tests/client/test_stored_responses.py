@@ -165,5 +165,5 @@ async def test_sqs_keeps_a_pointer_that_nobody_may_read(aws) -> None:
     with pytest.raises(NotRead, match=r"'s3://b/k': name the store"):
         await take(responses(url), [])
     async with open_subscription(url) as subscription:
-        (message,) = await subscription.receive(1, 20)
+        (message,) = await subscription.receive(1, 60)
         assert (message.id, message.stored_at, dict(message.attributes)) == (sent, "s3://b/k", {})

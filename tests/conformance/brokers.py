@@ -124,7 +124,7 @@ def _sqs_queue(queue: str, dead: str | None, lease: float, topic: str) -> Queue:
 # approximate. A body that is no text takes a third more than its size.
 sqs = partial(
     Broker,
-    short_lease=1,
+    short_lease=2,
     patience=60,
     keeps_order=False,
     tells_lost=False,
@@ -139,7 +139,7 @@ sqs = partial(
 pubsub = partial(
     Broker,
     short_lease=1,
-    patience=30,
+    patience=60,
     counts_without_policy=False,
     least_attempts=5,
     carries_empty=False,
@@ -150,8 +150,8 @@ pubsub = partial(
 )
 
 BROKERS = (
-    Broker("memory", _memory, short_lease=0.2, patience=20, across_processes=False),
-    Broker("sqlite", _sqlite, short_lease=0.2, patience=20),
+    Broker("memory", _memory, short_lease=0.2, patience=60, across_processes=False),
+    Broker("sqlite", _sqlite, short_lease=0.2, patience=60),
     sqs("sqs", _sqs, orders_keys=False, carries_pointers=True),
     sqs("sqs-fifo", partial(_sqs, fifo=True), acks_late=False, carries_pointers=True),
     sqs("sns", _sns, orders_keys=False, relays=True),

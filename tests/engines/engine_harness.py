@@ -143,7 +143,7 @@ def forget_vllm():
         del sys.modules[name]
 
 
-async def eventually(condition, seconds=20.0):
+async def eventually(condition, seconds=60.0):
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)

@@ -10,10 +10,10 @@ from rejoinder.worker.engines.host import EngineProcess, HostSettings
 from rejoinder.worker.engines.protocol import EngineRequest
 
 QUICK = HostSettings(
-    start_seconds=20, hang_seconds=60, stop_seconds=5, restart_backoff=0.05, restart_backoff_limit=0.2, max_deaths=3
+    start_seconds=120, hang_seconds=60, stop_seconds=60, restart_backoff=0.05, restart_backoff_limit=0.2, max_deaths=3
 )
 HANGING = HostSettings(
-    start_seconds=20, hang_seconds=1, stop_seconds=5, restart_backoff=0.05, restart_backoff_limit=0.2, max_deaths=3
+    start_seconds=120, hang_seconds=1, stop_seconds=60, restart_backoff=0.05, restart_backoff_limit=0.2, max_deaths=3
 )
 
 

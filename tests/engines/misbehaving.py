@@ -141,6 +141,11 @@ class Misbehaving:
         await asyncio.sleep(seconds)
         return os.getpid()
 
+    async def pid_once_there(self, mark):
+        while not Path(mark).exists():
+            await asyncio.sleep(0.01)
+        return os.getpid()
+
     async def returns_object(self, _):
         return object()
 

@@ -66,10 +66,11 @@ async def nothing_left(engine):
     batch = engine._batch
     manager, processor = batch._manager, batch._manager.batch_processor
     await eventually(lambda: not processor.scheduler.has_pending_requests() and manager.cancel_queue.empty())
-    assert batch.alive
-    assert not manager.output_router.result_handlers
-    assert not processor.scheduler.waiting_requests_order
-    assert not batch._stalls._sequences
-    processor.cache.evict_cached_blocks()
-    processor.cache.pool.try_to_free_sectors()
-    assert processor.cache.pool.num_free_sectors == processor.cache.num_sectors
+    async with between_steps(batch):  # the thread has done with the step that freed the last
+        assert batch.alive
+        assert not manager.output_router.result_handlers
+        assert not processor.scheduler.waiting_requests_order
+        assert not batch._stalls._sequences
+        processor.cache.evict_cached_blocks()
+        processor.cache.pool.try_to_free_sectors()
+        assert processor.cache.pool.num_free_sectors == processor.cache.num_sectors

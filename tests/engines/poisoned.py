@@ -31,10 +31,15 @@ class Poisoned:
         self.note("born")
 
     async def generate(self, request):
-        """Work for some steps; then answer, or do what the body's `kills` says."""
+        """Work for some steps; then answer, or do what the body's `kills` says.
+
+        The work begins when as many requests as the body's `company` have ever come, each delivery for itself.
+        """
         name, kills = request.body["n"], request.body.get("kills")
         self.note("in", name)
         try:
+            while came(self._journal) < request.body.get("company", 0):
+                await asyncio.sleep(STEP_SECONDS)
             for _ in range(request.body.get("steps", 1)):
                 if self.broken.is_set():
                     raise Unavailable("the whole batch failed")
@@ -64,6 +69,11 @@ class Poisoned:
 
 def create(config):
     return Poisoned(config)
+
+
+def came(journal):
+    """How many requests have come so far."""
+    return sum(line.split()[1:2] == ["in"] for line in Path(journal).read_text().splitlines())
 
 
 @dataclass

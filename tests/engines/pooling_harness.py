@@ -130,7 +130,7 @@ class Gate:
     def __call__(self, module, args, kwargs):
         self.shapes.append(tuple(kwargs["input_ids"].shape))
         self.inside.set()
-        assert self.open.wait(20)
+        assert self.open.wait(100)
 
 
 async def gathered(engine, *requests, inputs):

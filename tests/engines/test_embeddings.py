@@ -355,7 +355,7 @@ async def test_a_device_that_is_lost_ends_the_engine(bert):
         before = engine._batcher.stats.steps
         with pytest.raises(Unavailable, match="the device failed"):
             await engine.generate(embeddings({"input": ["fox", "dog", "the"]}))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await gone
         assert engine.capacity == 0
         assert engine._batcher.stats.steps == before + 1  # nothing more is tried on it

@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import threading
 import time
 
-import psutil
 import pytest
 from engine_harness import GREEDY, KINDS, SMALL, completion, eventually, started
 from host_harness import engine_process, request
@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from rejoinder.adapters import Outgoing, open_subscription, open_topic
 from rejoinder.worker import service
-from rejoinder.worker.engines.host import EngineProcess
+from rejoinder.worker.engines.host import EngineProcess, HostSettings
 from rejoinder.worker.engines.transformers.engine import create
 from rejoinder.worker.settings import Settings
 
@@ -36,7 +36,7 @@ async def send(requests, bodies):
 
 
 async def answered(responses, count):
-    async with open_subscription(responses) as subscription, asyncio.timeout(60):
+    async with open_subscription(responses) as subscription, asyncio.timeout(120):
         got = []
         while len(got) < count:
             messages = await subscription.receive(100, 1)
@@ -65,16 +65,45 @@ class Steps:
     def __init__(self, engine):
         self.go = threading.Event()
         self.go.set()
-        self.seconds = 0.0
         scheduler = engine._batch._scheduler
         original = scheduler.schedule_batch
 
         def schedule(*arguments):
             self.go.wait()
-            time.sleep(self.seconds)
             return original(*arguments)
 
         scheduler.schedule_batch = schedule
+
+
+class Feeding:
+    """Lets an engine make a step when its batch is full or the last sequence has come, as if steps were long.
+
+    Where it is not full for seconds it waits no more: then it is not the machine that is slow.
+    """
+
+    def __init__(self, engine, total):
+        self.came, self.total, self.patience = 0, total, 60.0
+        manager, run = engine._batch._manager, engine._batch.run
+        processor, original = manager.batch_processor, manager.batch_processor.prepare_next_batch
+
+        def there():
+            waiting = manager.input_queue.qsize() + len(processor.scheduler.waiting_requests)
+            return waiting + len(processor.scheduler.active_requests)
+
+        def prepare(*arguments):
+            end = time.monotonic() + self.patience
+            while self.came < self.total and there() < engine._batch.running:
+                if time.monotonic() > end:
+                    self.patience = 0.0
+                    break
+                time.sleep(0.001)
+            return original(*arguments)
+
+        def counted(*arguments):
+            self.came += 1
+            return run(*arguments)
+
+        processor.prepare_next_batch, engine._batch.run = prepare, counted
 
 
 async def test_a_worker_holds_what_fits_in_its_cache_and_another_gets_the_rest(tiny, tmp_path):
@@ -90,23 +119,26 @@ async def test_a_worker_holds_what_fits_in_its_cache_and_another_gets_the_rest(t
         steps = Steps(small)
         steps.go.clear()
         await send(both[0], [LONG] * 40)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await requests.backlog()).held < small.capacity + 2:
                 await asyncio.sleep(0.01)
         async with worker(both, large, prefetch=2):
             await answered(both[1], 40 - small.capacity - 2)
-            assert (await requests.backlog()).held == small.capacity + 2
+            # What the other has answered it acks a moment later.
+            async with asyncio.timeout(60):
+                while (await requests.backlog()).held != small.capacity + 2:
+                    await asyncio.sleep(0.01)
         steps.go.set()
         await answered(both[1], small.capacity + 2)
 
 
 async def test_with_short_sequences_the_batch_is_full(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(service, "REPORT_SECONDS", 0.2)
+    monkeypatch.setattr(service, "REPORT_SECONDS", 0.05)
     both = queues(tmp_path)
     engine = create({"model": str(tiny), **SMALL})
     await send(both[0], [{"prompt": [5] * (4 + n % 7), "max_tokens": 8 + n % 17, "temperature": 0} for n in range(100)])
     await engine.start()
-    Steps(engine).seconds = 0.01
+    Feeding(engine, 100)
     with capture_logs() as logs:
         engine.start = lambda: asyncio.sleep(0)  # it is started already
         async with worker(both, engine):
@@ -137,7 +169,8 @@ async def test_requests_of_several_sequences_count_as_many(tiny):
 
 async def test_the_figures_cross_the_process(tiny):
     config = {"model": str(tiny), **SMALL}
-    engine = EngineProcess("rejoinder.worker.engines.transformers.engine:create", config)
+    patient = HostSettings(stop_seconds=60)
+    engine = EngineProcess("rejoinder.worker.engines.transformers.engine:create", config, patient)
     await engine.start()
     try:
         body = {"prompt": [5] * 10, "max_tokens": 24, "temperature": 0}
@@ -155,13 +188,11 @@ async def test_the_figures_cross_the_process(tiny):
 
 
 async def test_the_figures_outlive_the_process():
-    others = set(psutil.Process().children())
     async with engine_process() as engine:
         for n in range(3):
             await engine.generate(request("echo", n))
         await eventually(lambda: engine.stats.steps == 3)
-        (child,) = set(psutil.Process().children()) - others
-        child.send_signal(signal.SIGKILL)
+        os.kill(engine._child._process.pid, signal.SIGKILL)
         await eventually(lambda: engine.capacity == 0)
         assert engine.stats.steps == 3
         await eventually(lambda: engine.capacity == 7)

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import pytest_asyncio
-from children import children
+from children import begin_test, children
 from engine_conformance import MODELS, SUBJECTS
 from engine_harness import eventually
 from needs import able, needs
@@ -18,6 +18,8 @@ from rejoinder.worker.errors import Missing, Unavailable
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 NEIGHBOURS = 16
+LONG = 10
+"""So many times as much as runs at once."""
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +43,7 @@ def subject(request):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(subject, model):
+    begin_test()  # only its own processes are killed
     engine = subject.build(model)
     await engine.start()
     yield engine
@@ -65,6 +68,11 @@ async def leaving_nothing():
     await eventually(lambda: children() <= before)
 
 
+def long_calls(engine, subject):
+    """Work for several seconds: the test sees it in its midst, however late it looks."""
+    return [asyncio.create_task(engine.generate(subject.long(i))) for i in range(LONG * engine.capacity)]
+
+
 def bodies(engine, requests):
     return asyncio.gather(*map(engine.generate, requests))
 
@@ -82,7 +90,7 @@ async def test_its_life_and_that_stopping_ends_what_runs(subject, model):
         assert not gone.done()
         calls, before = [], engine.progress
         if subject.long is not None:
-            calls = [asyncio.create_task(engine.generate(subject.long(i))) for i in range(2 * engine.capacity)]
+            calls = long_calls(engine, subject)
             await eventually(lambda: engine.progress > before)
         await engine.stop()
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
@@ -144,7 +152,7 @@ async def test_more_than_its_capacity_is_answered(engine, subject):
 @needs("long")
 async def test_cancelling_stops_the_work_and_frees_its_place(engine, subject):
     capacity, before = engine.capacity, engine.progress
-    calls = [asyncio.create_task(engine.generate(subject.long(i))) for i in range(2 * capacity)]
+    calls = long_calls(engine, subject)
     await eventually(lambda: engine.progress > before)
     for call in calls:
         call.cancel()
@@ -153,15 +161,15 @@ async def test_cancelling_stops_the_work_and_frees_its_place(engine, subject):
     requests = [subject.good(i) for i in range(capacity)]
     assert len(await bodies(engine, requests)) == capacity
     assert engine.capacity > 0
-    # All that is left of the cancelled ones would be thousands of steps.
-    assert engine.progress - before < 200 * capacity
+    # All that is left of the cancelled ones would be many thousands of steps.
+    assert engine.progress - before < 100 * len(calls)
 
 
 @needs("process")
 async def test_a_killed_process_is_unavailable_and_comes_back(engine, subject):
     want = await engine.generate(subject.good(0))
-    calls = [asyncio.create_task(engine.generate(subject.long(i))) for i in range(2 * engine.capacity)]
-    await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)  # they run, and at most half can be near their end
+    calls = long_calls(engine, subject)
+    await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)  # they run, and most have not begun
     for child in children():
         child.kill()
     outcomes = await asyncio.gather(*calls, return_exceptions=True)

@@ -33,6 +33,14 @@ RECORD = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _patient():
+    """A check by the processor's time alone: it is the machine that may be busy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grammar, "CHECK_SECONDS", 200.0)
+        yield
+
+
 def asking(schema, number=0, **body):
     given = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
     messages = [{"role": "user", "content": f"fox {number}"}]

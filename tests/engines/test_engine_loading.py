@@ -255,7 +255,7 @@ def in_a_process_without_network(home, *configs, script=OFFLINE):
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=280,
         env={"HF_HOME": str(home), "PATH": "/usr/bin:/bin", "HOME": str(home)},
     )
     return json.loads(done.stdout.splitlines()[-1])

@@ -165,7 +165,7 @@ async def test_a_stop_that_raises_is_its_own_sequences_failure(engine):
         if len(tokens) == 9:
             raise ValueError("broken")
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         first, *others = await outcomes(
             engine._batch,
             *[([5 + i] * 4, 9, Sampling(), broken if i == 0 else lambda _: False) for i in range(4)],
@@ -244,7 +244,7 @@ async def test_without_memory_for_anybody_the_engine_ends(tiny):
             results = await outcomes(engine._batch, *[([5] * 4, 5, Sampling())] * (HOPELESS + 4))
         assert {type(result) for result in results} == {Unavailable}
         assert sum(result.code == "out_of_memory" for result in results) == HOPELESS
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await engine.wait_gone()
     finally:
         await engine.stop()

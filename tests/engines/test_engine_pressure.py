@@ -144,7 +144,7 @@ async def test_the_death_of_the_generation_thread_is_everybodys(tiny):
         for call in (tokens_of(dying._batch, [288], 5, Sampling()), *neighbours):
             with pytest.raises(Unavailable):
                 await call
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await dying.wait_gone()
         assert dying.capacity == 0
         with pytest.raises(Unavailable):
@@ -164,7 +164,7 @@ async def test_added_while_the_thread_ends_it_is_told(tiny):
         original(*args, **kwargs)
 
     manager.input_queue.put = late
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         with pytest.raises(Unavailable):
             await engine._batch.run([5] * 4, 5, Sampling())
     await engine.stop()

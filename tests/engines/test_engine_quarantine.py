@@ -6,7 +6,7 @@ import itertools
 import pytest
 from engine_harness import eventually
 from host_harness import QUICK, engine_process, request, running
-from poisoned import lives
+from poisoned import came, lives
 
 from rejoinder.worker import errors
 from rejoinder.worker.engines.host import EngineProcess, HostSettings
@@ -198,7 +198,7 @@ def poisoned(name, attempt=1, **body):
 
 async def test_suspects_wait_for_the_next_process_and_are_forgotten_after_it(tmp_path):
     journal = tmp_path / "journal"
-    settings = HostSettings(start_seconds=20, restart_backoff=0.02, max_deaths=2)
+    settings = HostSettings(start_seconds=120, restart_backoff=0.02, max_deaths=2)
     engine = EngineProcess("poisoned:create", {"journal": str(journal), "capacity": 8}, settings)
     await engine.start()
     calls = [engine.generate(poisoned(name, steps=500)) for name in "abc"]
@@ -219,7 +219,8 @@ async def test_suspects_wait_for_the_next_process_and_are_forgotten_after_it(tmp
         with pytest.raises(errors.Unavailable, match="exit status 9"):
             await engine.generate(poisoned("k", 3, kills="exit"))
     await eventually(lambda: engine.capacity == 8)
-    together = await asyncio.gather(*[engine.generate(poisoned(name, steps=5)) for name in "abc"])
+    company = came(journal) + 3
+    together = await asyncio.gather(*[engine.generate(poisoned(name, steps=5, company=company)) for name in "abc"])
     assert together == ["a", "b", "c"]
     await engine.stop()
     assert frozenset("abc") in lives(journal)[-1].together
@@ -231,7 +232,7 @@ async def test_an_engine_that_every_request_kills_ends_it():
         for number in range(QUICK.max_deaths):
             with pytest.raises(errors.Unavailable):
                 await engine.generate(request("exits", 1, name=f"r{number}", attempt=3))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await engine.wait_gone()
         with pytest.raises(errors.EngineGone, match="3 times in a row"):
             await engine.generate(request("echo", attempt=3))
@@ -260,7 +261,7 @@ async def test_an_engine_that_is_gone_refuses_who_waits(tmp_path):
     async with engine_process(die_after_first_load=str(tmp_path / "loaded")) as engine:
         with pytest.raises(errors.Unavailable):
             await engine.generate(request("exits", 1))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             with pytest.raises(errors.EngineGone):
                 await engine.generate(request("echo", attempt=3))
             await engine.wait_gone()

@@ -4,11 +4,12 @@ import asyncio
 import copy
 import json
 import shutil
+import threading
 
 import pytest
 import torch
 from engine_harness import KINDS, chat, completion, eventually, started, tokens_of
-from static_harness import MARK, PET, alone, at_once, following, marked, prompts, same, together
+from static_harness import MARK, PET, alone, at_once, following, hooked, marked, prompts, same, together
 from transformers import GenerationConfig
 
 from rejoinder.worker.engines.transformers.penalties import Penalties
@@ -149,15 +150,22 @@ async def test_greedy_is_what_generate_says(static, penalty):
 
 
 async def test_a_short_row_is_answered_before_the_long_ones_end(static):
-    before = static._batch.steps
-    long, short = await at_once(
-        static,
-        tokens_of(static._batch, [5] * 4, 40, Sampling(temperature=1.0)),
-        tokens_of(static._batch, [6] * 4, 3, Sampling()),
-    )
-    assert len(await short) == 3
-    assert not long.done()
-    assert len(await long) == 40
+    before, answered = static._batch.steps, threading.Event()
+
+    def waits(_module, _arguments, _output):
+        if static._batch.steps - before == 20:
+            assert answered.wait(60)
+
+    with hooked(static._batch._model.get_output_embeddings(), waits):
+        long, short = await at_once(
+            static,
+            tokens_of(static._batch, [5] * 4, 40, Sampling(temperature=1.0)),
+            tokens_of(static._batch, [6] * 4, 3, Sampling()),
+        )
+        assert len(await short) == 3
+        assert not long.done()
+        answered.set()
+        assert len(await long) == 40
     assert static._batch.steps - before == 40, "one batch"
 
 

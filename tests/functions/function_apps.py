@@ -64,7 +64,7 @@ async def in_process(folder: Path, source: str, name: str = "", cancel_seconds: 
     module = write(folder, source)
     own = config(folder, f"{module}:{name}" if name else module, linger=True, **more)
     settings = HostSettings(
-        start_seconds=60, restart_backoff=0.05, restart_backoff_limit=0.2, cancel_seconds=cancel_seconds
+        start_seconds=120, restart_backoff=0.05, restart_backoff_limit=0.2, cancel_seconds=cancel_seconds
     )
     engine = EngineProcess(FUNCTIONS_FACTORY, own, settings)
     await engine.start()

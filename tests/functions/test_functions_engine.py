@@ -24,7 +24,7 @@ BLOCKING = """
         running.append(1)
         most.append(len(running))
         try:
-            gate.wait(20)
+            gate.wait(60)
             seen.append(context.cancelled)
         finally:
             running.pop()
@@ -32,12 +32,12 @@ BLOCKING = """
     @generate("/open")
     async def opened(body): gate.set()
     @generate("/seen")
-    async def told(body): return {"seen": seen, "running": len(running), "most": max(most, default=0)}
+    async def told(body): return {"seen": sorted(seen), "running": len(running), "most": max(most, default=0)}
 """
 
 
 async def told(engine, **want):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while {name: (await ask(engine, path="/seen"))[name] for name in want} != want:
             await asyncio.sleep(0.01)
 
@@ -84,7 +84,7 @@ async def test_a_cancelled_call_in_this_process_returns_at_once_and_keeps_its_pl
         assert not late.done()
         await ask(engine, path="/open")
         assert await late == 5
-        await told(engine, seen=[True, True, False], most=2)
+        await told(engine, seen=[False, True, True], most=2)  # in whichever order
 
 
 async def test_one_that_lingers_returns_when_its_thread_is_free(tmp_path):
@@ -121,7 +121,7 @@ async def test_who_is_cancelled_in_a_batch_is_told_and_its_neighbours_are_answer
     """
     async with serving(tmp_path, source, linger=linger, max_wait_ms=5000) as engine:
         calls = [asyncio.create_task(ask(engine, n)) for n in range(3)]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not await ask(engine, path="/started"):
                 await asyncio.sleep(0.01)
         calls[1].cancel()
@@ -146,7 +146,7 @@ async def test_the_last_of_a_batch_that_lingers_is_told_while_its_call_runs(tmp_
     """
     async with serving(tmp_path, source, linger=True) as engine:
         call = asyncio.create_task(ask(engine))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not await ask(engine, path="/started"):
                 await asyncio.sleep(0.01)
             call.cancel()

@@ -1,11 +1,14 @@
 """Time limits in real workers: what waits in the engine, what hangs there, and what ran beside it."""
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 from engine_harness import eventually
 from test_functions_worker import answers, envelopes, message, working
+
+from rejoinder.adapters import open_subscription
 
 
 async def test_a_request_that_waits_for_its_function_does_not_use_up_its_time(tmp_path):
@@ -14,16 +17,16 @@ async def test_a_request_that_waits_for_its_function_does_not_use_up_its_time(tm
         import time
         @generate("/lane", concurrency=1)
         def one(body):
-            time.sleep(0.6)
+            time.sleep(1.2)
             return body
         @generate_batch("/batch", max_batch_size=1)
         def many(bodies):
-            time.sleep(0.6)
+            time.sleep(1.2)
             return bodies
         @generate("/wide", concurrency=20)
         def wide(body): return body
     """
-    with working(tmp_path, source, "--invocation-timeout-seconds", "1") as (worker, queues):
+    with working(tmp_path, source, "--invocation-timeout-seconds", "4") as (worker, queues):
         for path in ("/lane", "/batch"):
             await queues.send(*envelopes(range(5), path=path))
             assert await answers(queues, 5) == [(200, n) for n in range(5)]
@@ -36,16 +39,21 @@ async def test_what_waits_for_its_function_goes_back_at_once_when_the_worker_sto
         @generate("/lane", concurrency=1)
         def one(body):
             pathlib.Path({str(tmp_path)!r}, "running").touch()
-            time.sleep(2)
+            while not pathlib.Path({str(tmp_path)!r}, "go").exists(): time.sleep(0.01)
             return body
         @generate("/wide", concurrency=20)
         def wide(body): return body
     """
-    with working(tmp_path, source, "--grace-seconds", "30") as (worker, queues):
+    with working(tmp_path, source, "--grace-seconds", "60") as (worker, queues):
         await queues.send(*envelopes(range(4), path="/lane"))
         worker.until_event("engine_ready")
         await eventually(Path(tmp_path, "running").exists)
-        assert worker.stop() == 0
+        worker.process.terminate()
+        async with open_subscription(queues.requests) as subscription, asyncio.timeout(30):
+            while (await subscription.backlog()).waiting != 3:
+                await asyncio.sleep(0.02)
+        Path(tmp_path, "go").touch()
+        assert await asyncio.to_thread(worker.process.wait, 120) == 0
         [drained] = worker.events("drained")
         assert (drained["answered"], drained["handed_back"]) == (1, 3)
 
@@ -69,7 +77,7 @@ async def test_one_that_hangs_is_answered_in_time_and_its_neighbours_at_their_fi
     more = ("--app-cancel-seconds", "0.5")
     with working(tmp_path, HANGING.format(folder=str(tmp_path)), *more) as (worker, queues):
         hang = json.dumps(
-            {"metadata": {"n": 0}, "body": "hang", "path": path, "options": {"invocation_timeout_seconds": 1}}
+            {"metadata": {"n": 0}, "body": "hang", "path": path, "options": {"invocation_timeout_seconds": 3}}
         )
         neighbours = envelopes(["a", "b"], path=path)
         await queues.send(hang.encode(), *neighbours)

@@ -69,7 +69,7 @@ async def test_cancelling_closes_the_generator_and_nothing_is_emitted_any_more(t
             await call
         count = len(chunks)
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await ask(engine, path="/seen") != [["closed", True]]:
                 await asyncio.sleep(0.01)
         assert len(chunks) == count
@@ -77,13 +77,13 @@ async def test_cancelling_closes_the_generator_and_nothing_is_emitted_any_more(t
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_cancelling_in_a_process_of_its_own(tmp_path, kind):
-    async with in_process(tmp_path, endless(kind, PAUSES[kind]), cancel_seconds=20) as engine:
+    async with in_process(tmp_path, endless(kind, PAUSES[kind]), cancel_seconds=60) as engine:
         chunks = []
         call = asyncio.create_task(ask(engine, emit=chunks.append))
         await eventually(lambda: len(chunks) > 3)
         call.cancel()
         await asyncio.wait({call})
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await ask(engine, path="/seen") != [["closed", True]]:
                 await asyncio.sleep(0.01)
         assert engine.deaths == 0
@@ -91,12 +91,14 @@ async def test_cancelling_in_a_process_of_its_own(tmp_path, kind):
 
 async def test_many_streams_at_once_do_not_mix_and_are_bounded(tmp_path):
     source = """
-        import time
-        running, most = [], []
+        import threading, time
+        running, most, four = [], [], threading.Barrier(4)
         @generate_stream
         def stream(body):
+            four.wait(60)
             running.append(1)
             most.append(len(running))
+            four.wait(60)
             for number in range(20):
                 yield [body, number]
                 time.sleep(0.001)
@@ -155,7 +157,7 @@ async def test_a_chunk_that_nobody_takes_ends_the_stream(tmp_path, kind):
 
         with pytest.raises(NotGiven, match="too much waits"):
             await ask(engine, emit=emit)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not await ask(engine, path="/seen"):
                 await asyncio.sleep(0.01)
         assert chunks == [0, 1, 2]

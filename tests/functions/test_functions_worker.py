@@ -249,7 +249,7 @@ async def test_json_lines_run_through_the_same_batches(tmp_path):
 )
 async def test_an_app_that_cannot_be_served_ends_the_worker_with_one_line(tmp_path, source, name, said):
     with working(tmp_path, "\n" + source, name=name) as (worker, _):
-        code = await asyncio.to_thread(worker.process.wait, 60)
+        code = await asyncio.to_thread(worker.process.wait, 120)
     assert code == ExitCode.FAILED
     log = (tmp_path / "log").read_text()
     lines = [line for line in log.splitlines() if line.startswith("rejoinder worker: ")]
@@ -308,7 +308,7 @@ async def test_streams_and_headers_cross_the_whole_way(tmp_path):
         options = {"stream": True, "content_type": "application/x-of-mine", "inference_id": "i"}
         await queues.send(*envelopes([50], options=options))
         parts: list[dict[str, Any]] = []
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while not parts or not parts[-1]["stream"]["done"]:
                 parts += [json.loads(message.body) for message in await queues.receive_some(0.5)]
         assert [part["stream"]["index"] for part in parts] == list(range(len(parts)))

@@ -14,7 +14,7 @@ import pytest
 from local_cloud.errors import CloudError
 from local_cloud.services import Service, alive, free_port, start
 
-LIMIT = 20
+LIMIT = 60
 
 
 def test_localstack_answers_where_the_environment_says(aws: str) -> None:

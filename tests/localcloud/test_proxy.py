@@ -9,7 +9,7 @@ from local_cloud.services import localstack_ready, pubsub_ready
 from proxy import HOST, Proxy
 
 SHORT = 0.2
-LIMIT = 10.0
+LIMIT = 60.0
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 

@@ -22,7 +22,7 @@ from local_cloud.state import State
 from rejoinder.adapters import Checkup, Outgoing, check_subscription, check_topic, open_subscription, open_topic
 
 ROOT = Path(__file__).parents[2]
-LIMIT = 240
+LIMIT = 500
 
 
 def script(name: str, *arguments: str, state: Path, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rejoinder.adapters import Message, Outgoing, open_subscription, open_topic
 
-LIMIT = 60.0
+LIMIT = 120.0
 QUIET = 1.0
 """Seconds without a message after which a queue that nobody publishes to any more is believed to be empty."""
 

@@ -107,7 +107,7 @@ class Proxy:
         self._loop.close()
 
     def _on_loop(self, work: Coroutine[None, None, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     def _settle(self) -> None:
         """Wait until the loop has done what it was told before."""

@@ -127,8 +127,8 @@ class Killing:
         self._more = more
         self._env = env
         self._answers = folder / "answers.db"
-        ends = [f"sqlite:///{folder / 'requests.db'}?queue=r&lease=1", f"sqlite:///{self._answers}?queue=a"]
-        self.queues = Queues(End(ends[0], ends[0]), End(ends[1], ends[1]), lease=1)
+        ends = [f"sqlite:///{folder / 'requests.db'}?queue=r&lease=3", f"sqlite:///{self._answers}?queue=a"]
+        self.queues = Queues(End(ends[0], ends[0]), End(ends[1], ends[1]), lease=3)
         self.sent = 0
         self.got: list[Message] = []
 

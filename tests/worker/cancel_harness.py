@@ -26,7 +26,7 @@ async def marks(it: Bench) -> set[str | None]:
         return {name_of(one.key) async for one in store.list()}
 
 
-async def until_unmarked(it: Bench, limit: float = 20.0) -> None:
+async def until_unmarked(it: Bench, limit: float = 60.0) -> None:
     deadline = time.monotonic() + limit
     while left := await marks(it):
         assert time.monotonic() < deadline, left

@@ -12,6 +12,7 @@ import pytest
 import structlog
 from cancel_harness import is_cancelled, mark, marks
 from store_harness import files, flaky_stores
+from virtual_time import virtually
 from worker_harness import GateEngine, bench, until, until_empty
 
 from rejoinder.adapters import Denied, Message, Outgoing, Transient, open_blobs, open_subscription, open_topic
@@ -28,6 +29,7 @@ from rejoinder.worker.service import StopSignals, serve
 from rejoinder.worker.settings import Settings
 
 
+@virtually
 async def test_what_runs_out_its_grace_can_be_cancelled() -> None:
     async with bench(grace_seconds=60.0) as it:
         message_id = await it.send("long")
@@ -41,6 +43,7 @@ async def test_what_runs_out_its_grace_can_be_cancelled() -> None:
 
 
 @pytest.mark.parametrize(("error", "text"), [(Denied, "no s3:ListBucket"), (Transient, "away"), (RuntimeError, "")])
+@virtually
 async def test_a_store_that_fails_is_told_once_and_stops_nothing(
     error: Any, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +84,7 @@ async def test_a_store_that_fails_is_told_once_and_stops_nothing(
         assert [one.args[0] for one in logger.calls].count("requests_cancelled") == 1
 
 
+@virtually
 async def test_marks_that_cannot_be_removed_harm_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     logger = structlog.testing.CapturingLogger()
     monkeypatch.setattr(cancels_module, "log", logger)
@@ -100,6 +104,7 @@ async def test_marks_that_cannot_be_removed_harm_nobody(monkeypatch: pytest.Monk
     assert [call.args[0] for call in logger.calls].count("cancel_marks_trouble") == 1
 
 
+@virtually
 async def test_a_worker_without_a_store_of_marks_works_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rejoinder.worker.stores.marks_url", lambda *_: None)
     async with bench() as it:
@@ -110,6 +115,7 @@ async def test_a_worker_without_a_store_of_marks_works_on(monkeypatch: pytest.Mo
         await it.stop()
 
 
+@virtually
 async def test_nothing_is_listed_while_nothing_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(marks_module, "EVERY", 0.01)
     listings = [0]
@@ -126,12 +132,14 @@ async def test_nothing_is_listed_while_nothing_is_held(monkeypatch: pytest.Monke
         await until(lambda: listings[0] > 3)
         it.engine.release("r")
         await it.responses_until(1)
+        await until_empty(it)
         await asyncio.sleep(0.1)
         before = listings[0]
         await asyncio.sleep(0.3)
         assert listings[0] == before
 
 
+@virtually
 async def test_many_marks_and_many_held() -> None:
     held = 1000
     async with bench(GateEngine(capacity=held), start=False) as it:
@@ -212,6 +220,7 @@ async def test_a_mark_is_for_what_was_sent_before_it(tmp_path: Path) -> None:
         await until(lambda: files(tmp_path) == [])
 
 
+@virtually
 async def test_a_limit_that_runs_out_with_the_mark_and_a_lost_lease_are_told_apart() -> None:
     async with open_blobs(fresh_url()) as store:
         cancels = Cancels(store)
@@ -232,6 +241,7 @@ async def test_a_limit_that_runs_out_with_the_mark_and_a_lost_lease_are_told_apa
         assert cancels._running == {}
 
 
+@virtually
 async def test_an_attempt_that_fails_before_a_listing_ends_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the only one held: nothing is held any more when the listing brings its mark, nor until it comes again."""
     monkeypatch.setattr(marks_module, "EVERY", 0.01)
@@ -252,6 +262,7 @@ async def test_an_attempt_that_fails_before_a_listing_ends_is_the_last(monkeypat
         watch.cancel()
 
 
+@virtually
 async def test_a_mark_that_is_found_after_the_answer_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a worker is killed before its ack, and the next one finds the stored answer before it finds the mark."""
     monkeypatch.setattr(cancels_module, "LINGER", 0.5)
@@ -267,6 +278,7 @@ async def test_a_mark_that_is_found_after_the_answer_is_removed(monkeypatch: pyt
         await cancels.close()
 
 
+@virtually
 async def test_notices_call_it_failed() -> None:
     errors = fresh_url()
     async with open_subscription(errors) as told, bench(error_topic=errors) as it:

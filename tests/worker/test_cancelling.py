@@ -12,7 +12,8 @@ import pytest
 from cancel_harness import is_cancelled, mark, marks, until_unmarked
 from group_queue import GroupQueue, opener
 from store_harness import files
-from worker_harness import Bench, GateEngine, bench, flaky, until, until_empty
+from virtual_time import virtually
+from worker_harness import LIMIT, Bench, GateEngine, bench, flaky, until, until_empty
 
 from rejoinder.adapters import open_blobs
 from rejoinder.adapters.cancel_marks import mark_name
@@ -22,6 +23,7 @@ from rejoinder.worker.errors import Unavailable
 
 
 @pytest.mark.parametrize("by", ["message id", "inference id", "an inference id that is no name of a file"])
+@virtually
 async def test_a_running_request_is_stopped_and_answered(by: str) -> None:
     metadata = {"n": 12345678901234567890, "z": 1, "a": [None]}
     async with bench(GateEngine(capacity=4)) as it:
@@ -45,6 +47,7 @@ async def test_a_running_request_is_stopped_and_answered(by: str) -> None:
         await it.stop()
 
 
+@virtually
 async def test_what_waits_for_a_slot_is_answered_without_one() -> None:
     async with bench(GateEngine(capacity=1), prefetch=4) as it:
         await it.send("first")
@@ -60,6 +63,7 @@ async def test_what_waits_for_a_slot_is_answered_without_one() -> None:
         await until_unmarked(it)
 
 
+@virtually
 async def test_what_was_marked_before_it_came_does_not_go_on() -> None:
     async with bench(start=False) as it:
         ids = [await it.send(f"r{number}", {"n": number}) for number in range(20)]
@@ -74,6 +78,7 @@ async def test_what_was_marked_before_it_came_does_not_go_on() -> None:
         await until_unmarked(it)
 
 
+@virtually
 async def test_a_mark_that_comes_late_changes_nothing_and_goes() -> None:
     async with bench(request_options="?lease=5") as it:
         message_id = await it.send("quick")
@@ -87,6 +92,7 @@ async def test_a_mark_that_comes_late_changes_nothing_and_goes() -> None:
         assert it.engine.cancelled == []
 
 
+@virtually
 async def test_a_request_whose_answer_is_on_its_way_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
     async with bench(start=False) as it, flaky(it, monkeypatch) as (_, topic):
         it.start()
@@ -117,12 +123,13 @@ async def _seen(it: Bench) -> None:
 
 
 async def until_gone(it: Bench, request_id: str) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + LIMIT
     while mark_name(request_id) in await marks(it):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)
 
 
+@virtually
 async def test_the_mark_stays_until_the_ack_is_through(monkeypatch: pytest.MonkeyPatch) -> None:
     async with bench(start=False) as it, flaky(it, monkeypatch) as (subscription, _):
         it.start()
@@ -137,6 +144,7 @@ async def test_the_mark_stays_until_the_ack_is_through(monkeypatch: pytest.Monke
         await until_unmarked(it)
 
 
+@virtually
 async def test_requests_that_share_an_inference_id_are_all_cancelled() -> None:
     async with bench(GateEngine(capacity=8)) as it:
         for number in range(3):
@@ -151,6 +159,7 @@ async def test_requests_that_share_an_inference_id_are_all_cancelled() -> None:
         assert list(it.engine.running) == ['"other"']
 
 
+@virtually
 async def test_a_retry_that_is_delayed_is_answered_when_it_comes() -> None:
     engine = GateEngine()
     engine.open = True
@@ -167,6 +176,7 @@ async def test_a_retry_that_is_delayed_is_answered_when_it_comes() -> None:
         await until_unmarked(it)
 
 
+@virtually
 async def test_what_waits_for_its_turn_is_answered_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     queue = GroupQueue()
     queue.hold_back = False
@@ -251,6 +261,7 @@ async def test_a_job_of_lines_ends_and_leaves_no_output(tmp_path: Path) -> None:
         assert json.loads((tmp_path / "ledger" / f"{name}.json").read_text())["status_code"] == 499
 
 
+@virtually
 async def test_every_part_of_a_message_is_answered() -> None:
     settings = {"s3_event_path": "/run", "allow_input": "s3://bucket/in"}
     records = [

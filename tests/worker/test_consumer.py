@@ -5,14 +5,16 @@ import json
 from typing import Any
 
 import pytest
+from virtual_time import virtually
 from worker_harness import GateEngine, bench, flaky, until, until_backlog, until_empty
 
-from rejoinder.adapters import Denied, Message, Outgoing, Transient, open_subscription
+from rejoinder.adapters import Message, Outgoing, Transient, open_subscription
 from rejoinder.worker.engines.echo import EchoEngine
 from rejoinder.worker.engines.protocol import EngineRequest
-from rejoinder.worker.errors import BadRequest, EngineGone, Failed, Unavailable
+from rejoinder.worker.errors import BadRequest, Failed, Unavailable
 
 
+@virtually
 async def test_a_response_rejoins_its_request() -> None:
     async with bench() as it:
         it.engine.open = True
@@ -27,6 +29,7 @@ async def test_a_response_rejoins_its_request() -> None:
         await it.stop()
 
 
+@virtually
 async def test_the_trace_context_travels() -> None:
     async with bench(EchoEngine("/v1/completions")) as it:
         parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -36,6 +39,7 @@ async def test_the_trace_context_travels() -> None:
         assert "other" not in it.got[0][1].attributes
 
 
+@virtually
 async def test_a_message_is_acked_only_after_its_response_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
     async with bench(start=False) as it, flaky(it, monkeypatch) as (subscription, topic):
         it.engine.open = True
@@ -51,6 +55,7 @@ async def test_a_message_is_acked_only_after_its_response_is_published(monkeypat
         assert "ack" in subscription.calls
 
 
+@virtually
 async def test_no_more_is_held_than_slots_and_prefetch() -> None:
     async with bench(GateEngine(capacity=3), prefetch=2) as it:
         for n in range(20):
@@ -68,6 +73,7 @@ async def test_no_more_is_held_than_slots_and_prefetch() -> None:
         await it.responses_until(20)
 
 
+@virtually
 async def test_requests_shorter_than_a_receive_are_held_for_as_long_as_it_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -90,6 +96,7 @@ async def test_requests_shorter_than_a_receive_are_held_for_as_long_as_it_takes(
         assert max(asked) > 4
 
 
+@virtually
 async def test_a_bad_request_needs_no_slot() -> None:
     async with bench(GateEngine(capacity=1), prefetch=1) as it:
         await it.send("blocks")
@@ -100,6 +107,7 @@ async def test_a_bad_request_needs_no_slot() -> None:
         assert response["metadata"] is None
 
 
+@virtually
 async def test_leases_of_running_and_waiting_messages_are_renewed() -> None:
     async with bench(GateEngine(capacity=1), request_options="?lease=0.3", prefetch=3) as it:
         for n in range(3):
@@ -117,6 +125,7 @@ async def test_leases_of_running_and_waiting_messages_are_renewed() -> None:
         assert all(message.attributes["attempt"] == "1" for _, message in it.got)
 
 
+@virtually
 async def test_a_lost_lease_stops_the_work_and_suppresses_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     one = GateEngine(capacity=1)
     async with (
@@ -137,6 +146,7 @@ async def test_a_lost_lease_stops_the_work_and_suppresses_its_answer(monkeypatch
         await until_empty(it)
 
 
+@virtually
 async def test_a_worker_that_slept_past_its_lease_asks_before_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     one = GateEngine(capacity=1)
     async with (
@@ -157,6 +167,7 @@ async def test_a_worker_that_slept_past_its_lease_asks_before_it_answers(monkeyp
         assert "publish" not in topic.calls
 
 
+@virtually
 async def test_a_retryable_error_comes_back_and_succeeds() -> None:
     async with bench() as it:
         it.engine.open = True
@@ -169,6 +180,7 @@ async def test_a_retryable_error_comes_back_and_succeeds() -> None:
 
 
 @pytest.mark.parametrize(("error", "status"), [(Unavailable, 503), (Failed, 500)])
+@virtually
 async def test_the_last_attempt_s_error_is_answered(error: type[Exception], status: int) -> None:
     async with bench(max_attempts=3) as it:
         it.engine.open = True
@@ -182,6 +194,7 @@ async def test_the_last_attempt_s_error_is_answered(error: type[Exception], stat
         assert len(it.engine.started) == 3
 
 
+@virtually
 async def test_after_the_last_attempt_a_dead_letter_policy_gets_the_message() -> None:
     async with bench(request_options="?max_attempts=2", max_attempts=9) as it:
         it.engine.open = True
@@ -195,6 +208,7 @@ async def test_after_the_last_attempt_a_dead_letter_policy_gets_the_message() ->
         assert len(it.engine.started) == 2
 
 
+@virtually
 async def test_a_message_whose_deliveries_all_end_unseen_is_given_up() -> None:
     async with bench(start=False, max_attempts=2) as it:
         await it.send("a")
@@ -208,6 +222,7 @@ async def test_a_message_whose_deliveries_all_end_unseen_is_given_up() -> None:
         assert it.engine.started == []
 
 
+@virtually
 async def test_an_unforeseen_error_is_that_request_s_own() -> None:
     async with bench(max_attempts=1) as it:
         it.engine.open = True
@@ -221,6 +236,7 @@ async def test_an_unforeseen_error_is_that_request_s_own() -> None:
         assert by_status[200]["body"] == {"ran": "b"}
 
 
+@virtually
 async def test_an_error_that_is_not_retryable_is_answered_at_once() -> None:
     async with bench() as it:
         it.engine.open = True
@@ -232,6 +248,7 @@ async def test_an_error_that_is_not_retryable_is_answered_at_once() -> None:
         assert it.engine.started == ["a"]
 
 
+@virtually
 async def test_an_invocation_that_takes_too_long_is_answered_504_and_stopped() -> None:
     async with bench(invocation_timeout_seconds=0.1) as it:
         await it.send("a")
@@ -240,6 +257,7 @@ async def test_an_invocation_that_takes_too_long_is_answered_504_and_stopped() -
         assert it.engine.cancelled == ["a"]
 
 
+@virtually
 async def test_a_message_held_too_long_is_answered_504() -> None:
     async with bench(GateEngine(capacity=1), max_hold_seconds=0.3, prefetch=1) as it:
         await it.send("runs")
@@ -249,6 +267,7 @@ async def test_a_message_held_too_long_is_answered_504() -> None:
         assert it.engine.started[0] == "runs"
 
 
+@virtually
 async def test_a_result_that_is_no_json_is_an_error_of_that_request() -> None:
     class NaN(GateEngine):
         async def generate(self, request: EngineRequest) -> Any:
@@ -260,6 +279,7 @@ async def test_a_result_that_is_no_json_is_an_error_of_that_request() -> None:
         assert (response["status_code"], response["metadata"]) == (500, {"id": 4})
 
 
+@virtually
 async def test_a_response_larger_than_its_broker_is_an_error_with_its_metadata() -> None:
     from rejoinder.adapters.embedded import MAX_BODY
 
@@ -274,6 +294,7 @@ async def test_a_response_larger_than_its_broker_is_an_error_with_its_metadata()
         assert response["body"]["error"]["code"] == "response_too_large"
 
 
+@virtually
 async def test_a_request_over_the_limit_is_413_with_its_metadata() -> None:
     async with bench(max_request_bytes=1000) as it:
         await it.send("x" * 1000, {"id": 4})
@@ -286,96 +307,3 @@ async def test_a_large_request_is_parsed_off_the_loop_and_answered() -> None:
         await it.send("x" * 1_000_000, {"id": 4})
         (response,) = await it.responses_until(1)
         assert response["body"] == "x" * 1_000_000
-
-
-# ---------------------------------------------------------------------------------------------------- stopping
-
-
-async def test_a_stop_hands_waiting_messages_back_at_once_and_lets_running_ones_finish() -> None:
-    async with bench(GateEngine(capacity=1), prefetch=5) as it:
-        for n in range(4):
-            await it.send(f"r{n}")
-        await until(lambda: it.engine.running)
-        await until_backlog(it, lambda backlog: backlog.held == 4)
-        it.signals.receive("SIGTERM")
-        await until_backlog(it, lambda backlog: backlog.waiting == 3)
-        backlog = await it.subscription.backlog()
-        assert (backlog.waiting, backlog.held) == (3, 1)
-        assert not it.task.done()
-        it.engine.release("r0")
-        await asyncio.wait_for(it.task, 10)
-        assert [r["body"] for r in await it.responses_until(1)] == [{"ran": "r0"}]
-        assert (await it.subscription.backlog()).held == 0
-
-
-async def test_what_still_runs_after_the_grace_is_handed_back() -> None:
-    async with bench(grace_seconds=0.1) as it:
-        await it.send("a")
-        await until(lambda: it.engine.running)
-        it.signals.receive("SIGTERM")
-        await asyncio.wait_for(it.task, 10)
-        assert it.engine.cancelled == ["a"]
-        assert (await it.subscription.backlog()).waiting == 1
-        assert await it.response_subscription.receive(1, 0.05) == []
-
-
-async def test_a_second_signal_hands_everything_back_now() -> None:
-    async with bench(grace_seconds=1000) as it:
-        await it.send("a")
-        await until(lambda: it.engine.running)
-        it.signals.receive("SIGTERM")
-        it.signals.receive("SIGTERM")
-        await asyncio.wait_for(it.task, 10)
-        assert (await it.subscription.backlog()).waiting == 1
-
-
-async def test_an_engine_that_is_gone_ends_the_worker_and_hands_back() -> None:
-    async with bench(GateEngine(capacity=1), prefetch=3, grace_seconds=0.1) as it:
-        for n in range(3):
-            await it.send(f"r{n}")
-        await until(lambda: it.engine.running)
-        it.engine.gone.set()
-        with pytest.raises(EngineGone):
-            await asyncio.wait_for(it.task, 10)
-        assert (await it.subscription.backlog()).waiting == 3
-
-
-async def test_capacity_that_comes_back_is_noticed() -> None:
-    async with bench(GateEngine(capacity=0)) as it:
-        it.engine.open = True
-        await it.send("a")
-        await asyncio.sleep(0)
-        assert it.engine.started == []
-        it.engine.capacity = 2
-        await it.responses_until(1)
-
-
-# ---------------------------------------------------------------------------------------------------- brokers that fail
-
-
-async def test_a_broker_that_goes_away_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with bench(start=False) as it, flaky(it, monkeypatch) as (subscription, topic):
-        it.engine.open = True
-        topic.fail["publish"] = [Transient("away"), Transient("away")]
-        subscription.fail["ack"] = [Transient("away")]
-        subscription.fail["receive"] = [Transient("away"), Transient("away")]
-        await it.send("a")
-        it.start()
-        await it.responses_until(1)
-        await until_empty(it)
-        assert topic.calls.count("publish") == 3
-        assert subscription.calls.count("ack") == 2
-        await it.stop()
-
-
-async def test_a_response_topic_that_refuses_ends_the_worker_with_the_message_kept(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async with bench(start=False) as it, flaky(it, monkeypatch) as (_, topic):
-        it.engine.open = True
-        topic.fail["publish"] = [Denied("no permission to publish")]
-        await it.send("a")
-        it.start()
-        with pytest.raises(Denied, match="no permission"):
-            await asyncio.wait_for(it.task, 10)
-        assert (await it.subscription.backlog()).waiting == 1

@@ -47,7 +47,7 @@ async def test_kills_in_the_thick_of_publishing_lose_nothing(tmp_path: Path) -> 
             await asyncio.sleep(chance.uniform(0.01, 0.25))
             worker.kill()
     with WorkerProcess(queues, log, "--max-attempts", "1000") as worker:
-        await queues.until_settled(60)
+        await queues.until_settled(240)
         assert worker.stop() == 0
     check_answers(await queues.receive_some(), range(count))
 
@@ -55,7 +55,7 @@ async def test_kills_in_the_thick_of_publishing_lose_nothing(tmp_path: Path) -> 
 async def test_sigterm_hands_back_and_exits_0(tmp_path: Path) -> None:
     queues, log = sqlite(tmp_path, lease=30), tmp_path / "worker.log"
     await queues.send(*envelopes(100))
-    first = SlowWorker(queues, log)
+    first = SlowWorker(queues, log, 0.5)  # some seconds for all: it is stopped in their midst
     await queues.receive(1)
     assert first.stop() == 0
     async with open_subscription(queues.requests) as subscription:
@@ -63,5 +63,5 @@ async def test_sigterm_hands_back_and_exits_0(tmp_path: Path) -> None:
         assert backlog.held == 0, "a stopped worker leaves nothing leased"
         assert 0 < backlog.waiting < 100
     second = SlowWorker(queues, log)
-    await queues.until_settled(30)
+    await queues.until_settled(120)
     assert second.stop() == 0

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 from group_queue import GroupQueue, opener
+from virtual_time import virtually
 from worker_harness import GateEngine, bench, until
 
 from rejoinder.adapters import AdapterError, Denied, Message, Subscription
@@ -33,6 +34,7 @@ class Slow(GroupQueue):
 
 
 @pytest.mark.parametrize("max_attempts", [None, 1])
+@virtually
 async def test_a_renewal_under_way_does_not_hide_what_is_let_go(
     max_attempts: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,6 +56,7 @@ async def test_a_renewal_under_way_does_not_hide_what_is_let_go(
         await until(lambda: not queue.left)
 
 
+@virtually
 async def test_a_renewal_under_way_does_not_hide_what_a_stop_hands_back(monkeypatch: pytest.MonkeyPatch) -> None:
     queue = Slow(lease_seconds=6.0)
     monkeypatch.setattr("rejoinder.worker.service.open_subscription", opener(queue))
@@ -108,8 +111,9 @@ async def kept(
     assert not [task for task in asyncio.all_tasks() if "LeaseKeeper._renew" in repr(task)]
 
 
+@virtually
 async def test_a_hundred_thousand_leases_are_renewed_in_calls_of_a_bounded_size() -> None:
-    subscription = Counting(30.0)
+    subscription = Counting(300.0)
     async with kept(subscription, [b""] * 100_000) as (leases, _):
         ended = leases[0].ends
         await until(lambda: len(subscription.renewed) == 100_000)
@@ -118,6 +122,7 @@ async def test_a_hundred_thousand_leases_are_renewed_in_calls_of_a_bounded_size(
         assert sum(subscription.calls) == 100_000, "each once"
 
 
+@virtually
 async def test_a_call_that_hangs_keeps_back_no_other_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_module, "CHUNK", 10)
     subscription = Counting(6.0)
@@ -127,6 +132,7 @@ async def test_a_call_that_hangs_keeps_back_no_other_leases(monkeypatch: pytest.
         assert not leases[0].renewal.done()
 
 
+@virtually
 async def test_a_denied_renewal_ends_the_keeper() -> None:
     subscription = Counting(0.3)
     subscription.outcome = Denied("no")
@@ -135,6 +141,7 @@ async def test_a_denied_renewal_ends_the_keeper() -> None:
             await asyncio.wait_for(running, 20)
 
 
+@virtually
 async def test_a_released_lease_is_not_renewed_by_the_call_that_was_under_way() -> None:
     queue = Slow(lease_seconds=0.9)
     queue.send(None, b"")

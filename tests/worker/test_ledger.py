@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,23 @@ class OwnEngine(GateEngine):
 class View(Flaky):
     """A worker's own view of the request queue: it receives only when it is its turn."""
 
+    inner: Subscription
+
     def __init__(self, inner: Subscription) -> None:
         super().__init__()
         self.inner = inner
         self.turn = False
         self.receiving = False
+        self.unsettled: Sequence[Message] = ()
+
+    async def ack(self, messages: Sequence[Message]) -> Any:
+        if self.fail.get("ack"):
+            self.unsettled = messages
+        return await self.__getattr__("ack")(messages)
+
+    async def lapse(self) -> None:
+        """End the leases of what could not be acked, as if they had run out."""
+        assert await self.inner.set_lease(self.unsettled, 0) == [None] * len(self.unsettled)
 
     async def receive(self, limit: int, wait: float) -> list[Message]:
         while not self.turn:
@@ -75,8 +87,8 @@ class Workers:
             self.tasks.append(asyncio.create_task(serve(self.it.settings, signals, engine)))
             await until(lambda n=n: len(self.views) > n)
 
-    async def turn(self, turn: int) -> None:
-        """Let this worker receive, and no other."""
+    async def turn(self, turn: int | None) -> None:
+        """Let this worker receive, and no other; None: nobody."""
         for n, view in enumerate(self.views):
             view.turn = n == turn
         await until(lambda: not any(view.receiving for view in self.views if not view.turn))
@@ -112,7 +124,7 @@ async def test_five_deliveries_to_three_workers_are_one_inference(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str
 ) -> None:
     settings = {"ledger": f"file://{tmp_path}/ledger", "blobs": f"file://{tmp_path}", "max_inline_bytes": 1000}
-    async with workers(monkeypatch, 3, 0.4, gates_open=True, **settings) as (it, them):
+    async with workers(monkeypatch, 3, 30, gates_open=True, **settings) as (it, them):
         await it.send(body, {"n": 2**70})
         for delivery in range(5):
             turn = delivery % 3
@@ -121,6 +133,9 @@ async def test_five_deliveries_to_three_workers_are_one_inference(
             await them.turn(turn)
             await it.responses_until(delivery + 1)
             await until(lambda: not any(view.fail.get("ack") for view in them.views))
+            await them.turn(None)
+            if delivery < 4:
+                await them.views[turn].lapse()
         await until_empty(it)
         attempts = [message.attributes["attempt"] for _, message in it.got]
         assert attempts == ["1", "2", "3", "4", "5"]
@@ -133,7 +148,7 @@ async def test_two_workers_with_different_results_publish_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The first worker's lease ends unseen while it runs; both come to an answer, and whoever is first decides."""
-    async with workers(monkeypatch, 2, 0.4, gates_open=False, ledger=f"file://{tmp_path}") as (it, them):
+    async with workers(monkeypatch, 2, 2, gates_open=False, ledger=f"file://{tmp_path}") as (it, them):
         await them.turn(0)
         await it.send("race")
         await until(lambda: them.engines[0].running)

@@ -4,10 +4,12 @@ import asyncio
 import math
 
 import pytest
+from virtual_time import virtually
 
 from rejoinder.worker.limits import Limits
 
 
+@virtually
 async def test_each_limit_ends_its_own_block_at_its_time() -> None:
     limits, clock = Limits(), asyncio.get_running_loop().time
     ended: list[str] = []
@@ -26,6 +28,7 @@ async def test_each_limit_ends_its_own_block_at_its_time() -> None:
     assert ended == ["early", "middle", "late"]
 
 
+@virtually
 async def test_a_limit_that_is_moved_ends_its_block_then() -> None:
     limits, clock = Limits(), asyncio.get_running_loop().time
 
@@ -42,6 +45,7 @@ async def test_a_limit_that_is_moved_ends_its_block_then() -> None:
         assert not await moved(0.05, 1000.0, 0.2)
 
 
+@virtually
 async def test_a_block_that_ends_in_time_or_is_cancelled_by_others_is_none_of_the_limits_business() -> None:
     limits, clock = Limits(), asyncio.get_running_loop().time
     with limits.at(clock() + 1000.0) as limit:

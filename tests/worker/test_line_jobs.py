@@ -105,7 +105,7 @@ async def test_a_line_is_tried_again_in_its_place(tmp_path: Path) -> None:
 
 async def test_a_line_past_its_time_is_504(tmp_path: Path) -> None:
     async with line_bench(tmp_path, is_open=False) as it:
-        await send_lines(it, tmp_path, b'"a"\n"b"', options={"invocation_timeout_seconds": 1})
+        await send_lines(it, tmp_path, b'"a"\n"b"', options={"invocation_timeout_seconds": 3})
         await until(lambda: len(it.engine.running) == 2)
         it.engine.release("b")
         got = await lines_of(it, tmp_path)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from store_harness import answered
+from virtual_time import virtually
 from worker_harness import Flaky, GateEngine, bench, until, until_backlog, until_empty
 
 from rejoinder.adapters import Denied, NotFound, Transient, open_subscription, open_topic
@@ -116,6 +117,7 @@ async def test_a_failure(
         assert notice["inferenceId"] == "i"
 
 
+@virtually
 async def test_the_response_is_included_up_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     async with notified(monkeypatch, include_inference_response=True) as them:
         for body in ("x", "y" * 200_000):
@@ -126,6 +128,7 @@ async def test_the_response_is_included_up_to_its_limit(monkeypatch: pytest.Monk
         assert "responseBody" not in large
 
 
+@virtually
 async def test_a_topic_that_is_away_is_waited_for_after_the_response_and_before_the_ack(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -142,6 +145,7 @@ async def test_a_topic_that_is_away_is_waited_for_after_the_response_and_before_
         assert len(them.it.got) == 1
 
 
+@virtually
 async def test_a_notice_that_its_broker_does_not_take_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
     async with notified(monkeypatch) as them:
         them.topics["success"].fail["publish"] = [ValueError("no such attribute")]  # type: ignore[list-item]
@@ -151,6 +155,7 @@ async def test_a_notice_that_its_broker_does_not_take_holds_nothing_up(monkeypat
 
 
 @pytest.mark.parametrize(("limit", "told"), [(700, 1), (200, 0)])
+@virtually
 async def test_a_notice_that_is_too_large_goes_without_the_response_or_not_at_all(
     monkeypatch: pytest.MonkeyPatch, limit: int, told: int
 ) -> None:
@@ -166,6 +171,7 @@ async def test_a_notice_that_is_too_large_goes_without_the_response_or_not_at_al
 
 
 @pytest.mark.parametrize("error", [Denied("no sns:Publish"), NotFound("no topic")])
+@virtually
 async def test_a_topic_that_refuses_ends_the_worker(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     async with notified(monkeypatch) as them:
         them.topics["error"].fail["publish"] = [error]  # type: ignore[list-item]
@@ -176,6 +182,7 @@ async def test_a_topic_that_refuses_ends_the_worker(monkeypatch: pytest.MonkeyPa
         await until_backlog(them.it, lambda backlog: backlog.waiting == 1)
 
 
+@virtually
 async def test_many_go_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     async with notified(monkeypatch) as them:
         for n in range(200):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from group_queue import GroupQueue, opener
+from virtual_time import virtually
 from worker_harness import Bench, GateEngine, bench, flaky, until
 
 from rejoinder.adapters import AdapterError, Message, Transient
@@ -34,6 +35,7 @@ def acked(queue: GroupQueue) -> list[int]:
     return [event.number for event in queue.events if event.what == "acked"]
 
 
+@virtually
 async def test_a_later_one_starts_when_the_earlier_is_acked(queue: GroupQueue) -> None:
     async with bench(GateEngine(capacity=8)) as it:
         for body in ("a1", "a2", "a3"):
@@ -56,6 +58,7 @@ async def test_a_later_one_starts_when_the_earlier_is_acked(queue: GroupQueue) -
         await until(lambda: not queue.left)
 
 
+@virtually
 async def test_one_key_does_not_take_the_room_of_others(queue: GroupQueue) -> None:
     queue.hold_back = False
     for number in range(200):
@@ -66,6 +69,7 @@ async def test_one_key_does_not_take_the_room_of_others(queue: GroupQueue) -> No
         assert it.engine.started == ["a0", "b"]
 
 
+@virtually
 async def test_what_waits_for_its_turn_is_bounded(queue: GroupQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consumer_module, "MAX_BLOCKED", 20)
     queue.hold_back = False
@@ -82,6 +86,7 @@ async def test_what_waits_for_its_turn_is_bounded(queue: GroupQueue, monkeypatch
         assert acked(queue) == list(range(200))
 
 
+@virtually
 async def test_leases_of_those_that_wait_for_their_turn_are_renewed(queue: GroupQueue) -> None:
     async with bench(GateEngine()) as it:
         for body in ("a1", "a2", "a3"):
@@ -96,6 +101,7 @@ async def test_leases_of_those_that_wait_for_their_turn_are_renewed(queue: Group
         assert {event.attempt for event in queue.events} == {1}
 
 
+@virtually
 async def test_a_bad_request_waits_for_its_turn(queue: GroupQueue) -> None:
     async with bench(GateEngine()) as it:
         queue.send("a", envelope("a1"))
@@ -109,6 +115,7 @@ async def test_a_bad_request_waits_for_its_turn(queue: GroupQueue) -> None:
 
 
 @pytest.mark.parametrize("hold_back", [True, False])
+@virtually
 async def test_one_that_comes_back_takes_those_behind_it_along(queue: GroupQueue, hold_back: bool) -> None:
     queue.hold_back = hold_back
     async with bench(GateEngine(), retry_delay_seconds=0.3) as it:
@@ -124,6 +131,7 @@ async def test_one_that_comes_back_takes_those_behind_it_along(queue: GroupQueue
         assert acked(queue) == [0, 1, 2]
 
 
+@virtually
 async def test_what_comes_while_an_earlier_one_is_delayed_does_not_overtake_it(queue: GroupQueue) -> None:
     queue.hold_back = False  # as Pub/Sub, to which a delayed message is one that is being worked on
     async with bench(GateEngine(), retry_delay_seconds=1.0) as it:
@@ -138,6 +146,7 @@ async def test_what_comes_while_an_earlier_one_is_delayed_does_not_overtake_it(q
         assert acked(queue) == [2, 0, 1]
 
 
+@virtually
 async def test_what_comes_with_the_stop_goes_back_behind_those_of_its_key(
     queue: GroupQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +176,7 @@ async def test_what_comes_with_the_stop_goes_back_behind_those_of_its_key(
         assert [e.number for e in queue.events if e.what == "let go"] == [3, 1, 2]
 
 
+@virtually
 async def test_a_last_attempt_that_is_left_to_the_queue_lets_the_next_go_on(queue: GroupQueue) -> None:
     queue.max_attempts = 1
     async with bench(GateEngine()) as it:
@@ -180,6 +190,7 @@ async def test_a_last_attempt_that_is_left_to_the_queue_lets_the_next_go_on(queu
         assert [event.what for event in queue.events] == ["received", "received", "let go", "acked"]
 
 
+@virtually
 async def test_a_lost_lease_takes_those_behind_it_along(queue: GroupQueue) -> None:
     queue.hold_back = False
     async with bench(GateEngine(capacity=8)) as it:
@@ -194,6 +205,7 @@ async def test_a_lost_lease_takes_those_behind_it_along(queue: GroupQueue) -> No
         assert await it.response_subscription.receive(1, 0) == []
 
 
+@virtually
 async def test_a_stop_hands_back_in_order_and_what_waits_for_a_running_one_after_it(queue: GroupQueue) -> None:
     queue.hold_back = False
     async with bench(GateEngine(capacity=1), prefetch=9) as it:
@@ -211,6 +223,7 @@ async def test_a_stop_hands_back_in_order_and_what_waits_for_a_running_one_after
         assert acked(queue) == [0]
 
 
+@virtually
 async def test_what_still_runs_after_the_grace_goes_back_before_those_behind_it(queue: GroupQueue) -> None:
     async with bench(GateEngine(capacity=4), grace_seconds=0.1) as it:
         for number in range(3):
@@ -222,6 +235,7 @@ async def test_what_still_runs_after_the_grace_goes_back_before_those_behind_it(
         assert [e.number for e in queue.events if e.what == "let go"] == [0, 1, 2]
 
 
+@virtually
 async def test_an_answer_that_cannot_be_published_by_the_end_goes_back_before_those_behind_it(
     queue: GroupQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +255,7 @@ async def test_an_answer_that_cannot_be_published_by_the_end_goes_back_before_th
         assert [e.number for e in queue.events if e.what == "let go"] == [0, 1, 2]
 
 
+@virtually
 async def test_a_second_signal_while_some_go_back_leaves_none_of_them_behind(
     queue: GroupQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,6 +343,7 @@ async def disturb(queue: GroupQueue, it: Bench, chance: random.Random) -> None:
 
 @pytest.mark.parametrize("hold_back", [True, False])
 @pytest.mark.parametrize("seed", range(12))
+@virtually
 async def test_nobody_is_overtaken(queue: GroupQueue, seed: int, hold_back: bool) -> None:
     chance = random.Random(seed)
     queue.hold_back = hold_back

@@ -1,6 +1,7 @@
 """Results and failures in stores: where they go, that they go once, and that what is there is the answer."""
 
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -236,7 +237,7 @@ async def lose_the_first_ack(it: Bench, monkeypatch: pytest.MonkeyPatch) -> Any:
 async def test_a_redelivery_is_answered_from_the_output(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str
 ) -> None:
-    async with opened(blobs=f"file://{tmp_path}", request_options="?lease=0.3", start=False) as it:
+    async with opened(blobs=f"file://{tmp_path}", request_options="?lease=2", start=False) as it:
         await lose_the_first_ack(it, monkeypatch)
         it.start()
         await it.send(body, {"n": 2**80}, options={"filename": "f"} if body != LARGE else None)
@@ -249,7 +250,7 @@ async def test_a_redelivery_is_answered_from_the_output(
 
 
 async def test_a_redelivery_of_a_failure_is_that_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    async with opened(blobs=f"file://{tmp_path}", request_options="?lease=0.3", start=False) as it:
+    async with opened(blobs=f"file://{tmp_path}", request_options="?lease=2", start=False) as it:
         await lose_the_first_ack(it, monkeypatch)
         it.engine.errors = {LARGE: [BadRequest("only the first time", param="body")]}
         it.start()
@@ -265,11 +266,15 @@ async def test_a_redelivery_of_a_failure_is_that_failure(monkeypatch: pytest.Mon
 async def test_one_that_expired_meanwhile_is_answered_with_its_output(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    async with opened(blobs=f"file://{tmp_path}", request_options="?lease=1.5", start=False) as it:
+    later = [0.0]
+    monkeypatch.setattr("rejoinder.worker.handler.time.time", lambda real=time.time: real() + later[0])
+    async with opened(blobs=f"file://{tmp_path}", request_options="?lease=2", start=False) as it:
         await lose_the_first_ack(it, monkeypatch)
         it.start()
-        deadline = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
+        deadline = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
         await it.send(LARGE, options={"deadline": deadline, "output_path_extension": "e"})
+        await it.responses_until(1)
+        later[0] = 7200.0
         await answered(it, 2)
         assert it.got[0][1].body == it.got[1][1].body
         assert it.got[1][0]["status_code"] == 200

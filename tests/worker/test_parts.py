@@ -5,152 +5,17 @@ from collections.abc import Sequence
 
 import pytest
 import structlog
+from virtual_time import virtually
 
 from rejoinder.adapters import AdapterError, Denied, Transient, open_subscription, open_topic
 from rejoinder.adapters.driver import Message, Outgoing
 from rejoinder.adapters.memory import fresh_url
-from rejoinder.worker.batcher import Batcher
 from rejoinder.worker.engines.echo import EchoEngine
 from rejoinder.worker.handler import response_id
 from rejoinder.worker.lease import LeaseKeeper
 from rejoinder.worker.pace import Pace, Waits
 from rejoinder.worker.retry import RetryPolicy, call_until, each_until, entry_until
 from rejoinder.worker.slots import Slots
-
-# ------------------------------------------------------------------------------------------------------ batcher
-
-
-async def test_while_one_batch_is_under_way_the_next_gathers() -> None:
-    batches: list[list[int]] = []
-    gate = asyncio.Event()
-
-    async def flush(batch: Sequence[int]) -> list[int]:
-        batches.append(list(batch))
-        await gate.wait()
-        return [item * 10 for item in batch]
-
-    batcher: Batcher[int, int] = Batcher(flush, max_items=4, concurrency=1)
-    tasks = [asyncio.create_task(batcher.submit(n)) for n in range(3)]
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    tasks += [asyncio.create_task(batcher.submit(n)) for n in range(3, 10)]
-    await asyncio.sleep(0)
-    gate.set()
-    assert await asyncio.gather(*tasks) == [n * 10 for n in range(10)]
-    assert batches == [[0, 1, 2], [3, 4, 5, 6], [7, 8, 9]]
-
-
-async def test_a_full_batch_waits_for_no_other_and_a_part_of_one_does() -> None:
-    batches: list[list[int]] = []
-    gates: list[asyncio.Event] = []
-
-    async def flush(batch: Sequence[int]) -> list[int]:
-        batches.append(list(batch))
-        gates.append(asyncio.Event())
-        await gates[-1].wait()
-        return list(batch)
-
-    batcher: Batcher[int, int] = Batcher(flush, max_items=3, concurrency=1, full=3)
-    tasks: list[asyncio.Task[int]] = []
-
-    async def submitted(*numbers: int) -> list[list[int]]:
-        tasks.extend(asyncio.create_task(batcher.submit(n)) for n in numbers)
-        for _ in range(5):
-            await asyncio.sleep(0)
-        return batches
-
-    assert await submitted(0) == [[0]]
-    assert await submitted(1, 2) == [[0]]
-    assert await submitted(3, 4) == [[0], [1, 2, 3]]
-    assert await submitted(5, 6) == [[0], [1, 2, 3], [4, 5, 6]]
-    assert await submitted(7, 8, 9, 10) == [[0], [1, 2, 3], [4, 5, 6]], "no more than three at once"
-    gates[1].set()
-    assert (await submitted())[3:] == [[7, 8, 9]]
-    gates[2].set()
-    gates[3].set()
-    assert (await submitted())[4:] == [], "a part waits until it is alone"
-    gates[0].set()
-    assert (await submitted())[4:] == [[10]]
-    gates[4].set()
-    assert await asyncio.gather(*tasks) == [*range(11)]
-
-
-async def test_what_is_submitted_as_the_last_batch_ends_is_not_stranded() -> None:
-    async def flush(batch: Sequence[int]) -> list[int]:
-        return list(batch)
-
-    batcher: Batcher[int, int] = Batcher(flush, concurrency=1)
-
-    async def chain(turns: int) -> None:
-        await batcher.submit(0)
-        for _ in range(turns):  # the turn in which the drain's task is done and not yet forgotten is among these
-            await asyncio.sleep(0)
-        async with asyncio.timeout(5):
-            await batcher.submit(1)
-
-    for turns in range(6):
-        await chain(turns)
-
-
-async def test_an_aborted_batcher_cancels_what_has_no_outcome() -> None:
-    started = asyncio.Event()
-
-    async def flush(batch: Sequence[int]) -> list[int]:
-        started.set()
-        await asyncio.Event().wait()
-        return list(batch)
-
-    batcher: Batcher[int, int] = Batcher(flush, max_items=1, concurrency=1)
-    tasks = [asyncio.create_task(batcher.submit(n)) for n in range(3)]
-    await started.wait()
-    await batcher.abort()
-    await asyncio.wait(tasks, timeout=5)
-    assert all(task.cancelled() for task in tasks)
-
-
-async def test_an_aborted_batcher_calls_no_more() -> None:
-    batches: list[list[int]] = []
-
-    async def flush(batch: Sequence[int]) -> list[int]:
-        batches.append(list(batch))
-        return list(batch)
-
-    batcher: Batcher[int, int] = Batcher(flush)
-    assert await batcher.submit(0) == 0
-    await batcher.abort()
-    late = asyncio.create_task(batcher.submit(1))  # as one whose pause between two tries ends just then
-    _, waiting = await asyncio.wait({late}, timeout=0.1)
-    assert waiting == {late}
-    assert batches == [[0]]
-    late.cancel()
-
-
-async def test_a_flush_that_raises_fails_its_own_batch_only() -> None:
-    async def flush(batch: Sequence[int]) -> list[int]:
-        if 1 in batch:
-            raise Denied("no")
-        return list(batch)
-
-    batcher: Batcher[int, int] = Batcher(flush, max_items=1)
-    results = await asyncio.gather(*(batcher.submit(n) for n in range(3)), return_exceptions=True)
-    assert [results[0], results[2]] == [0, 2]
-    assert isinstance(results[1], Denied)
-
-
-async def test_a_cancelled_submission_does_not_disturb_its_batch() -> None:
-    gate = asyncio.Event()
-
-    async def flush(batch: Sequence[int]) -> list[int]:
-        await gate.wait()
-        return list(batch)
-
-    batcher: Batcher[int, int] = Batcher(flush)
-    first, second = (asyncio.create_task(batcher.submit(n)) for n in range(2))
-    await asyncio.sleep(0)
-    first.cancel()
-    gate.set()
-    assert await second == 1
-
 
 # ------------------------------------------------------------------------------------------------------ retry
 
@@ -190,6 +55,7 @@ def test_what_becomes_of_a_failed_delivery(
     assert policy.exhausted(None) is False
 
 
+@virtually
 async def test_many_that_wait_for_one_broker_say_so_once_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     log = structlog.testing.CapturingLogger()
     monkeypatch.setattr("rejoinder.worker.retry.log", log)
@@ -205,6 +71,7 @@ async def test_many_that_wait_for_one_broker_say_so_once_and_why(monkeypatch: py
     assert (line.args, line.kwargs["error"]) == (("broker_retry",), "no route to it")
 
 
+@virtually
 async def test_only_transient_entries_are_tried_again() -> None:
     calls: list[list[int]] = []
 
@@ -222,6 +89,7 @@ async def test_only_transient_entries_are_tried_again() -> None:
     assert calls == [[1, 2, 3], [2], [2]]
 
 
+@virtually
 async def test_an_entry_is_tried_again_by_itself() -> None:
     outcomes: list[str | AdapterError] = [Transient("busy"), Transient("busy"), "id"]
 
@@ -233,6 +101,7 @@ async def test_an_entry_is_tried_again_by_itself() -> None:
     assert isinstance(await entry_until("test", submit, limit=0.0), Transient)
 
 
+@virtually
 async def test_a_limit_ends_the_trying() -> None:
     async def call(items: Sequence[int]) -> list[str | AdapterError]:
         return [Transient("busy")] * len(items)
@@ -247,6 +116,7 @@ async def test_a_limit_ends_the_trying() -> None:
         await call_until("test", away, limit=0.0)
 
 
+@virtually
 async def test_what_is_not_transient_is_raised_at_once() -> None:
     calls = 0
 
@@ -263,6 +133,7 @@ async def test_what_is_not_transient_is_raised_at_once() -> None:
 # ------------------------------------------------------------------------------------------------------ slots, pace
 
 
+@virtually
 async def test_slots_follow_the_capacity_and_are_given_in_order() -> None:
     engine = EchoEngine("/x")
     engine.capacity = 1
@@ -291,6 +162,7 @@ async def test_slots_follow_the_capacity_and_are_given_in_order() -> None:
     assert slots.used == 0
 
 
+@virtually
 async def test_a_slot_handed_to_a_cancelled_waiter_is_not_lost() -> None:
     engine = EchoEngine("/x")
     engine.capacity = 0
@@ -354,6 +226,7 @@ def test_a_response_id_is_stable_and_its_own() -> None:
 # ------------------------------------------------------------------------------------------------------ lease
 
 
+@virtually
 async def test_the_keeper_renews_in_batches_and_lets_go_of_what_is_released() -> None:
     url = fresh_url()
     async with open_topic(url) as topic, open_subscription(url + "?lease=0.6") as subscription:
@@ -389,6 +262,7 @@ async def test_the_keeper_renews_in_batches_and_lets_go_of_what_is_released() ->
 
 
 @pytest.mark.parametrize("turns", range(8))
+@virtually
 async def test_a_keeper_that_is_stopped_as_a_renewal_ends_does_stop(turns: int) -> None:
     asked, answer = asyncio.Event(), asyncio.Event()
 
@@ -415,6 +289,7 @@ async def test_a_keeper_that_is_stopped_as_a_renewal_ends_does_stop(turns: int) 
     assert running.cancelled()
 
 
+@virtually
 async def test_a_message_is_not_renewed_for_ever() -> None:
     url = fresh_url()
     async with open_topic(url) as topic, open_subscription(url + "?lease=0.3") as subscription:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from virtual_time import virtually
 from worker_harness import GateEngine, bench, flaky, until, until_empty
 
 from rejoinder.adapters import Denied, Message, Transient
@@ -49,6 +50,7 @@ def limited(part: Any, seconds: float = 0.01) -> Limited:
     return part.receive  # type: ignore[no-any-return]
 
 
+@virtually
 async def test_receives_go_together_while_they_come_back_full(monkeypatch: pytest.MonkeyPatch) -> None:
     async with (
         bench(GateEngine(capacity=100), start=False, prefetch=0) as it,
@@ -69,6 +71,7 @@ async def test_receives_go_together_while_they_come_back_full(monkeypatch: pytes
         await until_empty(it)
 
 
+@virtually
 async def test_an_idle_queue_is_asked_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rejoinder.worker.receiver.RECEIVE_WAIT", 0.1)
     async with (
@@ -88,6 +91,7 @@ async def test_an_idle_queue_is_asked_by_one(monkeypatch: pytest.MonkeyPatch) ->
         assert receive.most == 1
 
 
+@virtually
 async def test_few_messages_are_asked_for_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Room for less than two whole receives is one receive's."""
     async with (
@@ -103,6 +107,7 @@ async def test_few_messages_are_asked_for_by_one(monkeypatch: pytest.MonkeyPatch
         assert receive.most == 1
 
 
+@virtually
 async def test_a_stop_ends_all_receives_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async with (
         bench(GateEngine(capacity=200), start=False, prefetch=0) as it,
@@ -122,6 +127,7 @@ async def test_a_stop_ends_all_receives_at_once(monkeypatch: pytest.MonkeyPatch)
         assert not receive.under_way
 
 
+@virtually
 async def test_while_the_broker_is_away_it_is_asked_by_one_and_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     # Pauses are drawn at random up to their longest, and many short ones in a row are as good as none to this test.
     monkeypatch.setattr("rejoinder.worker.retry.random.uniform", lambda _low, high: high)
@@ -147,6 +153,7 @@ async def test_while_the_broker_is_away_it_is_asked_by_one_and_seldom(monkeypatc
         await it.responses_until(200)
 
 
+@virtually
 async def test_a_broker_that_refuses_ends_the_worker_and_hands_back(monkeypatch: pytest.MonkeyPatch) -> None:
     async with (
         bench(GateEngine(), start=False, prefetch=0, grace_seconds=0.1) as it,
@@ -163,6 +170,7 @@ async def test_a_broker_that_refuses_ends_the_worker_and_hands_back(monkeypatch:
         assert (await it.subscription.backlog()).waiting == 2
 
 
+@virtually
 async def test_a_receive_that_never_returns_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rejoinder.worker.receiver.RECEIVE_WAIT", 0.1)
     monkeypatch.setattr("rejoinder.worker.retry.CALL_SECONDS", 0.2)

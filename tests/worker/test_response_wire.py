@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from group_queue import GroupQueue, opener
+from virtual_time import virtually
 from worker_harness import GateEngine, bench, flaky, until, until_empty
 
 from rejoinder.adapters import AdapterError, Message, Outgoing, Refused, TooLarge
@@ -79,6 +80,7 @@ class Kept:
         return [Refused("no such message here") if is_bad else next(sent) for is_bad in bad]
 
 
+@virtually
 async def test_a_response_carries_its_requests_key_and_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
     queue = GroupQueue()
     async with (
@@ -104,6 +106,7 @@ async def test_a_response_carries_its_requests_key_and_its_own_name(monkeypatch:
         assert identities == [carrying.name(str(identity)) for identity in identities]
 
 
+@virtually
 async def test_what_is_no_trace_context_does_not_reach_the_broker() -> None:
     async with bench(EchoEngine("/v1/completions")) as it:
         await it.request_topic.publish([Outgoing(b'{"metadata":{},"body":1}', {"traceparent": "not one"})])
@@ -112,6 +115,7 @@ async def test_what_is_no_trace_context_does_not_reach_the_broker() -> None:
 
 
 @pytest.mark.parametrize("apart", [False, True])
+@virtually
 async def test_a_response_that_cannot_be_carried_is_an_error_and_its_neighbours_arrive(
     monkeypatch: pytest.MonkeyPatch, apart: bool
 ) -> None:
@@ -130,6 +134,7 @@ async def test_a_response_that_cannot_be_carried_is_an_error_and_its_neighbours_
         await it.stop()
 
 
+@virtually
 async def test_a_broker_that_carries_nothing_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     async with bench(start=False) as it, flaky(it, monkeypatch) as (_, topic):
         it.engine.open = True
@@ -142,6 +147,7 @@ async def test_a_broker_that_carries_nothing_ends_nobody(monkeypatch: pytest.Mon
         await until_empty(it)
 
 
+@virtually
 async def test_a_response_of_which_not_even_an_error_fits_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     async with bench(start=False) as it, flaky(it, monkeypatch) as (_, topic):
         it.engine.open = True
@@ -162,6 +168,7 @@ async def test_a_response_of_which_not_even_an_error_fits_ends_nobody(monkeypatc
         await it.stop()
 
 
+@virtually
 async def test_a_request_that_is_stored_elsewhere_is_403(monkeypatch: pytest.MonkeyPatch) -> None:
     async with bench(GateEngine(), start=False) as it, flaky(it, monkeypatch) as (subscription, _):
 

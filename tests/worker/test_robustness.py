@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from pairs import sqlite
+from virtual_time import virtually
 from worker_harness import GateEngine, bench, flaky, until, until_empty
 
 from rejoinder.adapters import Transient
@@ -17,6 +18,7 @@ from rejoinder.worker import consumer as consumer_module
 QUOTING_WORKER = Path(__file__).parents[1] / "support" / "quoting_worker.py"
 
 
+@virtually
 async def test_waiters_are_served_when_a_lost_capacity_comes_back_while_there_is_room() -> None:
     async with bench(GateEngine(capacity=2), prefetch=20) as it:
         for n in range(3):
@@ -32,6 +34,7 @@ async def test_waiters_are_served_when_a_lost_capacity_comes_back_while_there_is
         assert len(await it.responses_until(4)) == 4
 
 
+@virtually
 async def test_a_message_held_for_long_by_an_idle_worker_s_poll_is_not_late() -> None:
     async with bench(max_hold_seconds=0.5) as it:
         it.engine.open = True
@@ -41,6 +44,7 @@ async def test_a_message_held_for_long_by_an_idle_worker_s_poll_is_not_late() ->
         assert response["status_code"] == 200
 
 
+@virtually
 async def test_an_answer_whose_ack_was_lost_on_the_last_attempt_is_given_again_and_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -59,6 +63,7 @@ async def test_an_answer_whose_ack_was_lost_on_the_last_attempt_is_given_again_a
         await until_empty(it)
 
 
+@virtually
 async def test_a_slow_ack_does_not_bring_its_message_back(monkeypatch: pytest.MonkeyPatch) -> None:
     async with bench(start=False, request_options="?lease=0.3") as it, flaky(it, monkeypatch) as (subscription, _):
         it.engine.open = True
@@ -76,6 +81,7 @@ async def test_a_slow_ack_does_not_bring_its_message_back(monkeypatch: pytest.Mo
         assert await it.response_subscription.receive(10, 0) == [], "it was answered again"
 
 
+@virtually
 async def test_a_fault_of_ours_in_settling_ends_the_worker_and_keeps_the_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -93,6 +99,7 @@ async def test_a_fault_of_ours_in_settling_ends_the_worker_and_keeps_the_message
         assert (await it.subscription.backlog()).waiting == 1
 
 
+@virtually
 async def test_a_keeper_that_fails_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     async with bench(start=False, request_options="?lease=0.3", grace_seconds=0.1) as it:
 
@@ -106,6 +113,7 @@ async def test_a_keeper_that_fails_ends_the_worker(monkeypatch: pytest.MonkeyPat
             await asyncio.wait_for(it.task, 20)
 
 
+@virtually
 async def test_a_fault_of_ours_in_reading_is_that_message_s_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from rejoinder.schemas.envelope import parse_request
 
@@ -133,13 +141,14 @@ async def test_logs_never_say_what_a_request_says(tmp_path: Path, log_format: st
     await queues.send(json.dumps({"metadata": {"who": "SECRET METADATA"}, "body": "SECRET PROMPT"}).encode())
     await queues.receive(1)
     worker.terminate()
-    logged = (await asyncio.to_thread(worker.communicate, timeout=30))[1].decode()
+    logged = (await asyncio.to_thread(worker.communicate, timeout=120))[1].decode()
     assert worker.returncode == 0
     assert "engine_error" in logged
     assert "SECRET" not in logged
 
 
 @pytest.mark.parametrize("signals", [1, 2])
+@virtually
 async def test_a_response_broker_that_hangs_does_not_keep_a_stopping_worker(
     monkeypatch: pytest.MonkeyPatch, signals: int
 ) -> None:
@@ -157,6 +166,7 @@ async def test_a_response_broker_that_hangs_does_not_keep_a_stopping_worker(
         assert (await it.subscription.backlog()).waiting == 1
 
 
+@virtually
 async def test_one_answer_that_the_broker_never_takes_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     async with bench(start=False, grace_seconds=0.1) as it, flaky(it, monkeypatch) as (_, topic):
         it.engine.open = True
@@ -173,6 +183,7 @@ async def test_one_answer_that_the_broker_never_takes_holds_up_no_other(monkeypa
         assert [response["body"]["ran"] for response in responses] == ["a", "b"]
 
 
+@virtually
 async def test_what_is_held_is_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consumer_module, "MAX_HELD_BYTES", 10_000)
     async with bench(GateEngine(capacity=1), prefetch=0) as it:

@@ -1,11 +1,13 @@
 """A stream that its sender cancels ends with 499 as its last message, after what came before."""
 
 from talking import Talker, place, places, streaming_bench
+from virtual_time import virtually
 from worker_harness import bench, until, until_empty
 
 from rejoinder.client.cancel import cancel, cancels_of
 
 
+@virtually
 async def test_a_cancelled_stream_ends_with_499() -> None:
     async with bench(Talker(), stream_interval_ms=60_000) as it:
         message_id = await it.send("a", options={"stream": True})
@@ -25,6 +27,7 @@ async def test_a_cancelled_stream_ends_with_499() -> None:
         await until_empty(it)
 
 
+@virtually
 async def test_one_that_is_cancelled_before_it_began_ends_so_too() -> None:
     async with bench(Talker()) as it:
         engine = await streaming_bench(it, "a")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from store_harness import files
 from talking import STREAM, Talker, flattened, place, places, streaming_bench
+from virtual_time import virtually
 from worker_harness import LIMIT, bench, flaky, until, until_backlog, until_empty
 
 from rejoinder.adapters import AdapterError, Denied, Outgoing, TooLarge, Transient
@@ -17,6 +18,7 @@ from rejoinder.worker import streaming
 from rejoinder.worker.errors import BadRequest, Cancelled, Failed, RetryableError, Unavailable
 
 
+@virtually
 async def test_while_the_broker_is_away_the_rest_gathers_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     async with bench(Talker(), start=False, stream_interval_ms=0) as it, flaky(it, monkeypatch) as (_, topic):
         it.start()
@@ -33,6 +35,7 @@ async def test_while_the_broker_is_away_the_rest_gathers_and_nothing_is_lost(mon
         await until_empty(it)
 
 
+@virtually
 async def test_too_much_waiting_for_the_broker_ends_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "MAX_WAITING", 1000)
     async with bench(Talker(), start=False) as it, flaky(it, monkeypatch) as (_, topic):
@@ -59,6 +62,7 @@ BAD_CHUNKS = [
 
 
 @pytest.mark.parametrize(("chunk", "reason"), BAD_CHUNKS)
+@virtually
 async def test_a_chunk_that_cannot_be_sent_is_the_end_of_its_stream_alone(
     chunk: Any, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +84,7 @@ async def test_a_chunk_that_cannot_be_sent_is_the_end_of_its_stream_alone(
 
 
 @pytest.mark.parametrize("chunk", [float("nan"), "x" * 300_000])
+@virtually
 async def test_what_was_said_before_a_bad_chunk_is_published(chunk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rejoinder.adapters.memory.MemoryTopic.max_body", 262_144)
     async with bench(Talker(), stream_interval_ms=60_000) as it:
@@ -93,6 +98,7 @@ async def test_what_was_said_before_a_bad_chunk_is_published(chunk: Any, monkeyp
         await until_empty(it)
 
 
+@virtually
 async def test_a_bad_chunk_just_before_the_end_is_the_answer_too() -> None:
     async with bench(Talker()) as it:
         engine = await streaming_bench(it, "a")
@@ -106,6 +112,7 @@ async def test_a_bad_chunk_just_before_the_end_is_the_answer_too() -> None:
 @pytest.mark.parametrize(
     ("outcome", "code"), [(TooLarge("too large"), "response_too_large"), (Refused("its schema"), None)]
 )
+@virtually
 async def test_a_message_that_the_broker_does_not_take_is_the_end_of_its_stream(
     outcome: AdapterError, code: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +138,7 @@ def refusing(publish: Any, what: bytes, outcome: AdapterError) -> Any:
     return refuse
 
 
+@virtually
 async def test_a_broker_that_refuses_for_good_ends_the_worker_and_keeps_the_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -146,6 +154,7 @@ async def test_a_broker_that_refuses_for_good_ends_the_worker_and_keeps_the_requ
         await until_backlog(it, lambda backlog: backlog.waiting == 1)
 
 
+@virtually
 async def test_a_last_body_that_is_no_json_is_an_error_in_its_place() -> None:
     async with bench(Talker(), stream_interval_ms=0) as it:
         engine = await streaming_bench(it, "a")
@@ -174,6 +183,7 @@ async def test_a_last_body_that_is_too_large_is_an_error_in_its_place(
 
 
 @pytest.mark.parametrize("error", [BadRequest("no", param="body.x"), Cancelled("its sender does not want it")])
+@virtually
 async def test_an_error_is_a_stream_s_last_message(error: Exception) -> None:
     async with bench(Talker(), stream_interval_ms=60_000) as it:
         engine = await streaming_bench(it, "a")
@@ -188,6 +198,7 @@ async def test_an_error_is_a_stream_s_last_message(error: Exception) -> None:
         await until_empty(it)
 
 
+@virtually
 async def test_a_timeout_in_the_middle_is_a_stream_s_last_message() -> None:
     async with bench(Talker(), stream_interval_ms=0, invocation_timeout_seconds=0.3) as it:
         engine = await streaming_bench(it, "a")
@@ -200,6 +211,7 @@ async def test_a_timeout_in_the_middle_is_a_stream_s_last_message() -> None:
         assert not await it.response_subscription.receive(1, 0.05)
 
 
+@virtually
 async def test_a_retryable_error_ends_nothing_and_the_next_attempt_is_a_new_stream() -> None:
     async with bench(Talker(), stream_interval_ms=0, max_attempts=3) as it:
         engine = await streaming_bench(it, "a")
@@ -218,6 +230,7 @@ async def test_a_retryable_error_ends_nothing_and_the_next_attempt_is_a_new_stre
         assert not [one for one in told[:-1] if one[2]]
 
 
+@virtually
 async def test_the_last_attempt_s_error_is_answered() -> None:
     async with bench(Talker(), stream_interval_ms=0, max_attempts=1) as it:
         engine = await streaming_bench(it, "a")
@@ -236,6 +249,7 @@ async def test_the_last_attempt_s_error_is_answered() -> None:
         ({"options": {**STREAM, "inference_id": "gone", "deadline": "2020-01-01T00:00:00Z"}}, 408, None),
     ],
 )
+@virtually
 async def test_what_cannot_be_a_stream_is_refused(fields: dict[str, Any], status: int, param: str | None) -> None:
     async with bench(Talker()) as it:
         await it.send("a", **fields)

@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 from group_queue import GroupQueue, opener
 from talking import STREAM, Talker, place, places, streaming_bench
+from virtual_time import virtually
 from worker_harness import LIMIT, bench, flaky, until, until_backlog, until_empty
 
 from rejoinder.adapters import Message, Outgoing, Topic, Transient
@@ -20,6 +21,7 @@ from rejoinder.worker.streaming import Streams, StreamWriter
 
 
 @pytest.mark.parametrize("counts", [True, False])
+@virtually
 async def test_nothing_is_published_after_a_lost_lease(counts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     queue = GroupQueue(counts=counts)
     monkeypatch.setattr("rejoinder.worker.service.open_subscription", opener(queue))
@@ -49,6 +51,7 @@ async def test_nothing_is_published_after_a_lost_lease(counts: bool, monkeypatch
 REQUEST = json.dumps({"path": "/run", "metadata": {}, "body": "a", "options": STREAM}).encode()
 
 
+@virtually
 async def test_a_lease_lost_while_a_chunk_waits_for_the_broker_lets_it_not_go(monkeypatch: pytest.MonkeyPatch) -> None:
     queue = GroupQueue()
     async with bench(Talker(), start=False, stream_interval_ms=0) as it, flaky(it, monkeypatch) as (_, topic):
@@ -88,6 +91,7 @@ class Gated:
         return ["id"] * len(batch)
 
 
+@virtually
 async def test_what_waited_behind_others_is_not_published_once_its_lease_has_run_out() -> None:
     topic = Gated()
     streams = Streams(Replier(cast("Topic", topic), "s"), carried=10_000, interval=0.0, max_bytes=1000)
@@ -118,6 +122,7 @@ async def test_what_waited_behind_others_is_not_published_once_its_lease_has_run
     assert answer.stream == place(1, done=True, chunks=0)
 
 
+@virtually
 async def test_a_stop_lets_a_stream_come_to_its_end() -> None:
     async with bench(Talker(), stream_interval_ms=60_000) as it:
         engine = await streaming_bench(it, "a")
@@ -134,6 +139,7 @@ async def test_a_stop_lets_a_stream_come_to_its_end() -> None:
 
 
 @pytest.mark.parametrize("away", [False, True])
+@virtually
 async def test_a_stop_hands_back_a_stream_that_goes_on_for_too_long(
     away: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,12 +9,14 @@ import pytest
 from group_queue import GroupQueue, opener
 from store_harness import answered, files
 from talking import STREAM, Talker, place, places, streaming_bench
+from virtual_time import virtually
 from worker_harness import bench, flaky, until, until_empty
 
 from rejoinder.adapters import Outgoing
 from rejoinder.worker.engines.protocol import WithHeaders
 
 
+@virtually
 async def test_chunks_come_while_the_engine_runs_and_the_answer_last() -> None:
     async with bench(Talker(), stream_interval_ms=0) as it:
         engine = await streaming_bench(it, "a")
@@ -35,6 +37,7 @@ async def test_chunks_come_while_the_engine_runs_and_the_answer_last() -> None:
         assert {message.attributes["attempt"] for _, message in it.got} == {"1"}
 
 
+@virtually
 async def test_chunks_that_come_together_go_together() -> None:
     async with bench(Talker(), stream_interval_ms=60_000) as it:
         engine = await streaming_bench(it, "a")
@@ -51,6 +54,7 @@ async def test_chunks_that_come_together_go_together() -> None:
         assert got[2]["stream"] == place(2, done=True, chunks=0)
 
 
+@virtually
 async def test_much_of_a_stream_does_not_wait() -> None:
     async with bench(Talker(), stream_interval_ms=60_000, stream_max_bytes=100) as it:
         engine = await streaming_bench(it, "a")
@@ -65,6 +69,7 @@ async def test_much_of_a_stream_does_not_wait() -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/run"])
+@virtually
 async def test_openai_s_chunks_become_one(path: str) -> None:
     def token(text: str) -> dict[str, Any]:
         return {"id": "x", "object": "text_completion", "choices": [{"index": 0, "text": text, "finish_reason": None}]}
@@ -82,6 +87,7 @@ async def test_openai_s_chunks_become_one(path: str) -> None:
             assert got[1] == {**got[1], "body": token(" upon a time"), "stream": place(1)}
 
 
+@virtually
 async def test_a_request_without_stream_is_asked_for_none() -> None:
     async with bench(Talker()) as it:
         await it.send("a", options={"stream": False})
@@ -92,6 +98,7 @@ async def test_a_request_without_stream_is_asked_for_none() -> None:
         assert "stream" not in response
 
 
+@virtually
 async def test_the_engine_is_told_the_headers_that_the_options_are() -> None:
     async with bench(Talker()) as it:
         await it.send("a", options={"content_type": "text/csv", "custom_attributes": "k=v"})
@@ -106,6 +113,7 @@ async def test_the_engine_is_told_the_headers_that_the_options_are() -> None:
         }
 
 
+@virtually
 async def test_headers_of_the_engine_go_with_the_last_message() -> None:
     async with bench(Talker(), stream_interval_ms=0) as it:
         engine = await streaming_bench(it, "a")
@@ -117,6 +125,7 @@ async def test_headers_of_the_engine_go_with_the_last_message() -> None:
         assert (got[1]["body"], got[1]["headers"]) == (2, {"X-Own": "yes"})
 
 
+@virtually
 async def test_the_slot_is_free_before_the_last_chunks_are_durable(monkeypatch: pytest.MonkeyPatch) -> None:
     async with bench(Talker(1), start=False) as it, flaky(it, monkeypatch) as (_, topic):
         it.start()
@@ -154,6 +163,7 @@ async def test_a_stream_is_never_an_output_object_and_its_answer_is_in_the_ledge
     ("key", "inference_id", "expected"),
     [(None, "mine", "mine"), (None, "two words", None), ("group", "mine", "group"), (None, None, "response_id")],
 )
+@virtually
 async def test_all_messages_of_a_stream_have_one_ordering_key(
     key: str | None, inference_id: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +202,7 @@ def noting(publish: Any, sent: list[Outgoing]) -> Any:
     return note
 
 
+@virtually
 async def test_streams_share_the_broker_s_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     bodies = [f"r{n}" for n in range(50)]
     async with bench(Talker(50), start=False) as it, flaky(it, monkeypatch) as (_, topic):

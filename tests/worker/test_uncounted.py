@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from group_queue import GroupQueue, opener
+from virtual_time import virtually
 from worker_harness import GateEngine, bench, until
 
 from rejoinder.adapters import Message
@@ -56,6 +57,7 @@ def envelope(body: Any) -> bytes:
     return json.dumps({"path": "/run", "metadata": {}, "body": body}).encode()
 
 
+@virtually
 async def test_what_always_fails_is_answered_in_the_end(queue: GroupQueue) -> None:
     class Asked(GateEngine):
         def __init__(self) -> None:
@@ -77,6 +79,7 @@ async def test_what_always_fails_is_answered_in_the_end(queue: GroupQueue) -> No
         await until(lambda: not queue.left)
 
 
+@virtually
 async def test_one_that_succeeds_after_all_is_answered_so(queue: GroupQueue) -> None:
     async with bench(max_attempts=3, retry_delay_seconds=0.01) as it:
         it.engine.open = True
@@ -89,6 +92,7 @@ async def test_one_that_succeeds_after_all_is_answered_so(queue: GroupQueue) -> 
 # ------------------------------------------------------------------------------------------------------ hold limits
 
 
+@virtually
 async def test_work_past_the_brokers_limit_is_answered_before_it_passes(queue: GroupQueue) -> None:
     queue.counts = True
     queue.max_hold_seconds = 2.0
@@ -101,6 +105,7 @@ async def test_work_past_the_brokers_limit_is_answered_before_it_passes(queue: G
         assert {event.attempt for event in queue.events} == {1}, "acked in time"
 
 
+@virtually
 async def test_no_lease_is_renewed_past_the_brokers_limit(queue: GroupQueue) -> None:
     queue.max_hold_seconds = 0.5
     queue.lease_seconds = 0.3

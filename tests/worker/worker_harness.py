@@ -25,7 +25,7 @@ from rejoinder.worker.engines.protocol import Engine, EngineRequest, EngineStats
 from rejoinder.worker.service import StopSignals, serve
 from rejoinder.worker.settings import Settings
 
-LIMIT = 20.0
+LIMIT = 60.0
 
 
 async def until(condition: Callable[[], Any], limit: float = LIMIT) -> None:
