@@ -77,7 +77,8 @@ class Found:
 
     def check(self, chunks: int) -> None:
         """See that each stream is whole."""
-        for number, messages in self.streams.items():
+        for number in self.ended:  # one of which no chunk came has no place in `streams`
+            messages = self.streams[number]
             said = [chunk["n"] for index in sorted(messages) for chunk in messages[index]]
             if said != [*range(chunks)]:
                 raise SystemExit(f"stream {number} is not whole: {said}")
@@ -176,7 +177,7 @@ async def _run(worker: subprocess.Popen[bytes], urls: Urls, streams: int, chunks
 
 
 def _whole(found: Found, chunks: int) -> bool:
-    return all(sum(map(len, messages.values())) >= chunks for messages in found.streams.values())
+    return all(sum(map(len, found.streams[number].values())) >= chunks for number in found.ended)
 
 
 def _plain(number: int) -> Outgoing:

@@ -14,6 +14,7 @@ from worker_harness import LIMIT, bench, flaky, until, until_backlog, until_empt
 
 from rejoinder.adapters import Message, Outgoing, Topic, Transient
 from rejoinder.schemas.envelope import Options
+from rejoinder.worker import consumer
 from rejoinder.worker.handler import Answer, Job
 from rejoinder.worker.lease import Lease
 from rejoinder.worker.reply import Replier
@@ -158,3 +159,17 @@ async def test_a_stop_hands_back_a_stream_that_goes_on_for_too_long(
         topic.fail.clear()
         await until_backlog(it, lambda backlog: backlog.waiting == 1)
         assert not await it.response_subscription.receive(1, 0.05)
+
+
+async def test_an_end_that_hangs_as_the_worker_stops_is_not_published_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumer, "LAST_SECONDS", 0.2)
+    async with bench(Talker(), start=False, grace_seconds=0.2) as it, flaky(it, monkeypatch) as (_, topic):
+        it.start()
+        engine = await streaming_bench(it, "a")
+        topic.hang.add("publish")
+        engine.end("a", 1)
+        await until(lambda: topic.under_way)
+        await it.stop()
+        it.task = None
+        assert topic.under_way == 0, "it goes on, and the message is another worker's"
+        await until_backlog(it, lambda backlog: backlog.waiting == 1)

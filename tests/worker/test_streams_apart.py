@@ -20,6 +20,8 @@ from rejoinder.worker.reply import UNDER_WAY, Replier
 from rejoinder.worker.streaming import Streams, StreamWriter
 
 URL = f"gcppubsub://{TOPIC}"
+SLOW = 8
+"""Calls that hang: more than there are at once of what gathers."""
 
 
 class Slow:
@@ -65,23 +67,25 @@ def streams_of(topic: Topic) -> Streams:
 
 
 async def test_a_slow_call_holds_up_its_own_stream_alone(slow: Slow) -> None:
-    slow.slow = lambda message: message["metadata"] == "slow"
+    slow.slow = lambda message: message["metadata"].startswith("slow")
     async with open_topic(URL) as topic:
         streams = streams_of(topic)
-        names = ["slow", *(f"s{n}" for n in range(2 * UNDER_WAY))]
-        writers = {name: opened(streams, name) for name in names}
-        for name in names:
-            writers[name].begin(lambda: None)(name)
+        slows, quicks = [f"slow{n}" for n in range(SLOW)], [f"s{n}" for n in range(2 * UNDER_WAY)]
+        writers = {name: opened(streams, name) for name in slows + quicks}
+        for name, writer in writers.items():
+            writer.begin(lambda: None)(name)
         late = opened(streams, "late")
         async with asyncio.timeout(LIMIT):
-            for writer in list(writers.values())[1:]:
-                assert (await writer.finish(Answer(200, "{}", None, "x"))).stream == place(1, done=True, chunks=0)
+            for name in quicks:
+                answer = await writers[name].finish(Answer(200, "{}", None, "x"))
+                assert answer.stream == place(1, done=True, chunks=0)
             late.begin(lambda: None)("late")
             await late.finish(Answer(200, "{}", None, "x"))
-            assert sorted(one["body"] for one in slow.taken) == sorted([*names[1:], "late"])
+            assert sorted(one["body"] for one in slow.taken) == sorted([*quicks, "late"])
             slow.gate.set()
-            await writers["slow"].finish(Answer(200, "{}", None, "x"))
-        assert slow.taken[-1]["body"] == "slow"
+            for name in slows:
+                await writers[name].finish(Answer(200, "{}", None, "x"))
+        assert sorted(one["body"] for one in slow.taken[-SLOW:]) == sorted(slows)
 
 
 async def test_many_streams_at_once_are_each_in_order(slow: Slow) -> None:
@@ -104,19 +108,20 @@ async def test_many_streams_at_once_are_each_in_order(slow: Slow) -> None:
 
 
 async def test_the_end_of_a_stream_that_is_slow_holds_up_no_answer(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow.slow = lambda message: message["body"] == "slow" and message["stream"]["done"]
-    async with bench(Talker(8), start=False) as it:
+    slow.slow = lambda message: message["body"].startswith("slow") and message["stream"]["done"]
+    slows = [f"slow{n}" for n in range(SLOW)]
+    async with bench(Talker(16), start=False) as it:
         monkeypatch.setattr("rejoinder.worker.service.open_topic", lambda _: open_topic(URL))
         it.start()
         engine: Talker = it.engine
-        for body in ("slow", "quick"):
+        for body in (*slows, "quick"):
             await it.send(body, options=STREAM)
         await it.send("plain")
-        await engine.begun("slow", "quick", "plain")
-        for body in ("slow", "quick", "plain"):  # in one turn of the loop: what waits for one another would do so
+        await engine.begun(*slows, "quick", "plain")
+        for body in (*slows, "quick", "plain"):  # in one turn of the loop: what waits for one another would do so
             engine.end(body, body)
-        await until(lambda: slow.waiting)
-        await until_backlog(it, lambda backlog: (backlog.waiting, backlog.held) == (0, 1))
+        await until(lambda: slow.waiting == SLOW)
+        await until_backlog(it, lambda backlog: (backlog.waiting, backlog.held) == (0, SLOW))
         assert sorted(one["body"] for one in slow.taken) == ["plain", "quick"]
         slow.gate.set()
         await until_empty(it)
