@@ -2,7 +2,8 @@
 
 Marks that no request needed lie there for a month, perhaps many thousand. So each second only what is new is listed, as
 keys begin with the time at which they were left. Everything is listed beside that, at the start and then rarely: it
-tells what others removed, and finds what clocks that are far behind have left. Whatever goes wrong, requests go on.
+tells what others removed of the old ones, and finds what clocks that are far behind have left. Whatever goes wrong,
+requests go on.
 """
 
 import asyncio
@@ -62,18 +63,18 @@ class Marks:
         self._learned = learned
         self.known: dict[str, Listed] = {}
         """The newest mark of each name."""
-        self._others: dict[str, set[str]] = {}
-        """The keys of a name's other marks, if there are any."""
+        self._others: dict[str, dict[str, Listed]] = {}
+        """A name's other marks by their keys, if there are any."""
         self.paused = False
-        """Whether nothing was looked for, and what is known has not been listed since: others may have removed it."""
+        """Whether nothing was looked for: others may have removed what is known."""
         self._since = dict.fromkeys((NEAR, FAR), time.time())
         """When the last listing began of those that go so far back."""
+        self._found = {NEAR: set[str](), FAR: set[str]()}
+        """What those listings found of marks, and, since the last that went far back, the others."""
         self._clock = asyncio.get_running_loop().time
-        self._far_due = self._clock() + NEAR
+        self._far_due = 0.0  # at once: the newest marks come last when everything is listed
         self._all_due = 0.0
         self._all: asyncio.Task[None] | None = None
-        self._gone: set[str] = set()
-        """What the listing of everything that is under way has not found yet of what was known before it."""
         self._removed: set[str] = set()
         """Keys, since the listings that are under way began."""
         self._removing: dict[str, asyncio.Task[None]] = {}
@@ -88,19 +89,23 @@ class Marks:
         if not self._is_listing_all:
             self._removed.clear()
             if self._clock() >= self._all_due:
-                self._gone = set(self.known)
                 self._all = asyncio.create_task(self._look_at_all())
         far = self._clock() >= self._far_due
-        margin, began = FAR if far else NEAR, time.time()
+        margin, began, found = FAR if far else NEAR, time.time(), set[str]()
+        after = before(min(self._since[margin], began) - margin)  # this machine's clock may have been set back since
         try:
-            # This machine's clock may have been set back since.
-            count, _ = await self._list(before(min(self._since[margin], began) - margin))
+            count, _ = await self._list(after, found)
         except Exception as exc:  # noqa: BLE001 - whatever it is, requests go on
             return self._failed("list", exc)
         self._worked("list")
-        self._since[NEAR] = began
-        if far:
-            self._since[FAR] = began
+        for key in self._found[margin] - found:
+            if key > after:
+                self._lose(key)
+        self._since[NEAR], self._found[NEAR] = began, found
+        if not far:
+            self._found[FAR] |= found
+        else:
+            self._since[FAR], self._found[FAR] = began, found
             self._far_due = self._clock() + count / RATE
         if not self._is_listing_all:
             self.paused = False
@@ -108,17 +113,18 @@ class Marks:
 
     async def _look_at_all(self) -> None:
         """Learn of everything, forget what others have removed, and remove what is old."""
-        began = self._clock()
+        began, found = self._clock(), set[str]()
+        known = {one.key for one in self.known.values()}.union(*self._others.values())
         try:
-            count, old = await self._list("")
+            count, old = await self._list("", found)
         except Exception as exc:  # noqa: BLE001 - as above
             pause = self._failed("list all", exc)
             self._all_due = self._clock() + max(pause, self._clock() - began)
             return
         self._worked("list all")
         self._all_due = self._clock() + max(ALL_EVERY, count / RATE)
-        for name in self._gone:
-            self._forget(name)
+        for key in known - found:
+            self._lose(key)
         try:
             for key in old:
                 await bounded(self._store.remove(key))
@@ -129,8 +135,11 @@ class Marks:
     def _is_listing_all(self) -> bool:
         return self._all is not None and not self._all.done()
 
-    async def _list(self, after: str) -> tuple[int, list[str]]:
-        """Learn of the marks after that. Returns how many objects there are, and keys of old marks, at most `SWEPT`."""
+    async def _list(self, after: str, found: set[str]) -> tuple[int, list[str]]:
+        """Learn of the marks after that, and add their keys to `found`.
+
+        Returns how many objects there are, and keys of old marks, at most `SWEPT`.
+        """
         count, old, oldest = 0, list[str](), time.time() - OLD
         async with aclosing(self._store.list(after)) as listing:
             while some := await bounded(_next(listing)):
@@ -140,6 +149,7 @@ class Marks:
                     if (name := name_of(one.key)) is None:
                         continue  # whatever it is, it is somebody else's
                     if one.modified >= oldest:
+                        found.add(one.key)
                         learned |= self._learn(name, one)
                     elif len(old) < SWEPT:
                         old.append(one.key)
@@ -149,20 +159,30 @@ class Marks:
 
     def _learn(self, name: str, one: Listed) -> bool:
         """Whether that mark was not known."""
-        self._gone.discard(name)
         newest = self.known.get(name)
         if one.key in self._removed or (newest is not None and one.key == newest.key):
             return False
         if newest is not None:
-            others = self._others.setdefault(name, set())
+            others = self._others.setdefault(name, {})
             if one.key in others:
                 return False
             if one.modified < newest.modified:
-                others.add(one.key)
+                others[one.key] = one
                 return True
-            others.add(newest.key)
+            others[newest.key] = newest
         self.known[name] = one
         return True
+
+    def _lose(self, key: str) -> None:
+        """Forget a mark that is gone, if it is known: somebody else has removed it."""
+        name = name_of(key) or ""
+        newest, others = self.known.get(name), self._others.get(name, {})
+        if newest is None or newest.key != key:
+            others.pop(key, None)
+        elif others:
+            self.known[name] = others.pop(max(others, key=lambda one: others[one].modified))
+        else:
+            self._forget(name)
 
     def _forget(self, name: str) -> None:
         self.known.pop(name, None)
@@ -186,7 +206,6 @@ class Marks:
                     await self._remove(key)
             # One that has come meanwhile is listed again.
             self._forget(name)
-            self._worked("remove")
         except Exception as exc:  # noqa: BLE001 - what it is for has been answered
             self._failed("remove", exc)
         finally:
@@ -195,6 +214,7 @@ class Marks:
     async def _remove(self, key: str) -> None:
         await call_until("remove cancel mark", lambda: bounded(self._store.remove(key)), limit=REMOVE_LIMIT)
         self._removed.add(key)
+        self._worked("remove")
 
     async def close(self) -> None:
         """Remove what is to be removed, for a little while. Nothing is held any more."""

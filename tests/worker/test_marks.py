@@ -1,6 +1,5 @@
-"""How a worker looks for marks: what a listing costs, which clocks it bears, what it forgets, and what it removes."""
+"""How a worker looks for marks: what a listing costs, and which clocks it bears."""
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,75 +7,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from marks_harness import Store, leave, looking, until_all
 from virtual_time import virtually
 from worker_harness import GateEngine, bench, until
 
 from rejoinder.adapters import Transient, open_blobs
-from rejoinder.adapters.cancel_marks import mark_key, name_of
 from rejoinder.adapters.driver import Listed
 from rejoinder.adapters.memory import fresh_url
 from rejoinder.client.cancel import cancel
 from rejoinder.worker import marks as marks_module
-from rejoinder.worker.marks import Marks
 
 FAR = marks_module.FAR
-
-
-class Store:
-    """A real store that tells how many objects were listed, and whose listings of everything can be held up."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-        self.listed: list[int] = []
-        """Objects of each listing that is over, but of those of everything."""
-        self.whole: list[int] = []
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    async def list(self, after: str = "") -> AsyncGenerator[Listed, None]:
-        count = 0
-        async for one in self.inner.list(after):
-            count += 1
-            yield one
-        if not after:
-            await self.gate.wait()
-        (self.listed if after else self.whole).append(count)
-
-
-@asynccontextmanager
-async def looking() -> AsyncIterator[tuple[Marks, Store]]:
-    async with open_blobs(fresh_url()) as inner:
-        store = Store(inner)
-        marks = Marks(store, lambda: None)  # type: ignore[arg-type]
-        try:
-            yield marks, store
-        finally:
-            await marks.close()
-
-
-async def leave(store: Any, name: str, at: float | None = None) -> str:
-    """Leave a mark, by a clock that says `at`."""
-
-    async def content() -> AsyncIterator[bytes]:
-        yield name.encode()
-
-    key = mark_key(name, time.time() if at is None else at)
-    assert await store.put(key, content(), "text/plain")
-    return key
-
-
-async def keys_of(store: Any) -> set[str]:
-    return {one.key async for one in store.inner.list()}
-
-
-async def until_all(store: Store, count: int) -> None:
-    """Until so many listings of everything are over, and what they bring has been dealt with."""
-    await until(lambda: len(store.whole) >= count)
-    for _ in range(10):
-        await asyncio.sleep(0)
 
 
 @virtually
@@ -96,11 +37,32 @@ async def test_what_lies_there_is_listed_once() -> None:
 
 
 @virtually
+async def test_what_was_left_a_little_before_the_start_does_not_wait_for_all_the_old_ones() -> None:
+    async with looking() as (marks, store):
+        store.gate.clear()
+        real = store.inner
+
+        async def slow(after: str) -> AsyncGenerator[Listed, None]:
+            if not after:
+                await store.gate.wait()
+            async for one in real.list(after):
+                yield one
+
+        store.inner = SimpleNamespace(list=slow, url="memory://slow")
+        await leave(real, "stale", time.time() - 3600)
+        await leave(real, "a", time.time() - 60)
+        await marks.look()
+        assert set(marks.known) == {"a"}
+        store.gate.set()
+        await until_all(store, 1)
+        assert set(marks.known) == {"a", "stale"}
+
+
+@virtually
 async def test_what_was_just_left_is_listed_for_a_little_while_and_then_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [time.time()]
     monkeypatch.setattr(marks_module, "time", SimpleNamespace(time=lambda: now[0]))
     async with looking() as (marks, store):
-        marks._far_due = 0.0
         for number in range(1000):
             await leave(store, f"bulk-{number}", now[0])
         await marks.look()
@@ -119,7 +81,6 @@ async def test_what_was_just_left_is_listed_for_a_little_while_and_then_rarely(m
 @virtually
 async def test_a_clock_may_be_behind_or_ahead(behind: float) -> None:
     async with looking() as (marks, store):
-        marks._far_due = 0.0
         for _ in range(3):
             await marks.look()
         await until_all(store, 1)
@@ -201,105 +162,6 @@ async def test_a_listing_of_everything_that_fails_is_made_again(monkeypatch: pyt
         await marks.look()
         await until_all(store, 1)
         assert "a" in marks.known
-
-
-@virtually
-async def test_what_others_removed_is_forgotten_and_what_came_meanwhile_is_not() -> None:
-    async with looking() as (marks, store):
-        gone = await leave(store, "gone", time.time() - 3600)
-        again = await leave(store, "again", time.time() - 3600)
-        await leave(store, "stays", time.time() - 3600)
-        await marks.look()
-        await until_all(store, 1)
-        assert set(marks.known) == {"gone", "again", "stays"}
-        await store.remove(gone)
-        await store.remove(again)
-        store.gate.clear()
-        marks._all_due = 0.0
-        await marks.look()
-        await leave(store, "new")
-        await leave(store, "again")
-        await marks.look()
-        store.gate.set()
-        await until_all(store, 2)
-        assert set(marks.known) == {"again", "stays", "new"}
-
-
-@virtually
-async def test_a_name_has_all_its_marks_removed_and_the_newest_counts() -> None:
-    async with looking() as (marks, store):
-        for number in range(5):
-            await leave(store, "a", time.time() - 3600 + number)
-        other = await leave(store, "b")
-        await marks.look()
-        await until_all(store, 1)
-        newest = await leave(store, "a")
-        await marks.look()
-        await marks.look()
-        assert marks.known["a"].key == newest
-        marks.remove("a", 0.0)
-        await until(lambda: not marks._removing)
-        assert await keys_of(store) == {other}
-        await marks.look()
-        assert set(marks.known) == {"b"}
-        assert marks._others == {}
-
-
-@virtually
-async def test_what_is_removed_while_it_is_listed_stays_forgotten() -> None:
-    async with looking() as (marks, store):
-        await leave(store, "a", time.time() - 3600)
-        await marks.look()
-        await until_all(store, 1)
-        marks._all_due = 0.0
-        found: list[Listed] = [one async for one in store.inner.list()]
-
-        async def late(_after: str) -> AsyncGenerator[Listed, None]:
-            await store.gate.wait()
-            for one in found:
-                yield one
-
-        store.gate.clear()
-        store.inner = SimpleNamespace(list=late, remove=store.inner.remove, url="memory://late")
-        looks = asyncio.create_task(marks.look())
-        await asyncio.sleep(0)
-        marks.remove("a", 0.0)
-        await until(lambda: not marks._removing)
-        store.gate.set()
-        await looks
-        await until_all(store, 2)
-        assert marks.known == {}
-
-
-@virtually
-async def test_objects_that_are_no_marks_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(marks_module, "OLD", -60.0)  # everything is old
-    async with looking() as (marks, store):
-        await leave(store, "a")
-        for key in ("notes.txt", "1700000000000", "1700000000000-a b", "dir/1700000000000-a", "é"):
-            await store.put(key, _nothing(), "text/plain")
-        await marks.look()
-        await until(lambda: not marks._is_listing_all)
-        assert marks.known == {}
-        assert await keys_of(store) == {"notes.txt", "1700000000000", "1700000000000-a b", "dir/1700000000000-a", "é"}
-
-
-async def _nothing() -> AsyncIterator[bytes]:
-    yield b""
-
-
-@virtually
-async def test_one_id_may_be_marked_very_often() -> None:
-    async with looking() as (marks, store):
-        began = time.time() - 3600
-        for number in range(20_000):
-            await leave(store, "a", began + number / 1000)
-        for _ in range(3):
-            marks._all_due = 0.0
-            await marks.look()
-            await until(lambda: not marks._is_listing_all)
-        assert name_of(marks.known["a"].key) == "a"
-        assert len(marks._others["a"]) == 19_999
 
 
 @virtually
