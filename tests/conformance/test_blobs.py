@@ -3,20 +3,17 @@
 import asyncio
 import random
 import sys
-import time
 import tracemalloc
-from contextlib import AsyncExitStack
 from pathlib import Path
 
+import blob_bench
 import pytest
+from blob_bench import KEYS, LONG, MIB, content_of, keys_of, nothing_at, put_under_way, stream
 from needs import needs
 from stores import STORES
 
 from rejoinder.adapters import NotFound, open_blobs
 
-MIB = 1 << 20
-LONG = 20 * MIB  # several parts of every store
-KEYS = ["a", "a b/c+d", "é/日本/🙂", "100%/a%2Fb%20c", "a?b=c&d#e", "~!@$*()'\";:,=[]{}|<>^`\\", ".hidden/..more/x."]
 NO_KEYS = [
     "",
     "/a",
@@ -38,51 +35,7 @@ NO_KEYS = [
 
 KINDS = STORES
 """What `bench` is in place of a broker."""
-
-
-@pytest.fixture
-async def bench(request, tmp_path):
-    """Every store, one after the other: (what it is, its URL, the store)."""
-    kind = request.param
-    service = request.getfixturevalue(kind.service) if kind.service else None
-    url = await kind.make(tmp_path, service)
-    async with AsyncExitStack() as stack:
-        bench = Bench(kind, url, service)
-        bench.store = await stack.enter_async_context(open_blobs(url))
-        yield bench
-
-
-class Bench:
-    store = None
-
-    def __init__(self, kind, url, service):
-        self.kind, self.url, self.service = kind, url, service
-
-    async def left(self):
-        return await self.kind.left(self.url, self.service)
-
-
-async def stream(content: bytes, size: int = 100_000):
-    for start in range(0, len(content), size):
-        yield content[start : start + size]
-
-
-async def content_of(store, key: str) -> bytes:
-    async with store.read(key) as blob:
-        content = b"".join([chunk async for chunk in blob.chunks])
-        assert blob.size == len(content)
-        return content
-
-
-async def keys_of(store) -> list[str]:
-    return sorted([one.key async for one in store.list()])
-
-
-async def nothing_at(bench, key: str) -> bool:
-    with pytest.raises(NotFound):
-        async with bench.store.read(key):
-            pass
-    return not await bench.store.exists(key) and await bench.left() == []
+bench = blob_bench.bench
 
 
 @pytest.mark.parametrize("size", [0, 1, 100_000, MIB, 8 * MIB - 1, 8 * MIB, 16 * MIB, LONG])
@@ -174,21 +127,6 @@ async def test_chunks_that_raise_leave_nothing(bench, size):
     assert await nothing_at(bench, "k")
     assert await bench.store.put("k", stream(b"whole"), "text/plain") is True
     assert await content_of(bench.store, "k") == b"whole"
-
-
-async def put_under_way(store, key, size):
-    """A put whose content does not end: so much of it was taken."""
-    taken = asyncio.Event()
-
-    async def endless():
-        async for chunk in stream(b"x" * size):
-            yield chunk
-        taken.set()
-        await asyncio.Event().wait()
-
-    putting = asyncio.create_task(store.put(key, endless(), "text/plain"))
-    await taken.wait()
-    return putting
 
 
 @pytest.mark.parametrize("size", [10, 8 * MIB, LONG])
@@ -283,90 +221,6 @@ async def test_many_at_once(bench):
         assert await content_of(bench.store, key) == content
 
     await asyncio.gather(*map(one, range(100)))
-
-
-async def test_what_was_put_is_listed_until_it_is_removed(bench):
-    assert await keys_of(bench.store) == []
-    before = time.time()
-    for key in KEYS:
-        assert await bench.store.put(key, stream(key.encode()), "text/plain")
-    listed = [one async for one in bench.store.list()]
-    assert sorted(one.key for one in listed) == sorted(KEYS)
-    for one in listed:
-        # Whole seconds of some stores; and a file system's clock ticks more rarely than ours.
-        assert before - 1.5 <= one.modified <= time.time() + 0.1
-    for number, key in enumerate(KEYS, 1):
-        await bench.store.remove(key)
-        assert not await bench.store.exists(key)
-        assert await keys_of(bench.store) == sorted(KEYS[number:])
-
-
-async def test_removing_what_is_not_there_is_no_error(bench):
-    await bench.store.remove("a/b/c")
-    await bench.store.put("a/b", stream(b"x"), "text/plain")
-    for key in ("a", "a/b c", "b", "a/bb"):
-        await bench.store.remove(key)
-    assert await keys_of(bench.store) == ["a/b"]
-    await bench.store.remove("a/b")
-    await bench.store.remove("a/b")
-    assert await keys_of(bench.store) == []
-
-
-async def test_what_was_removed_may_be_put_again(bench):
-    for content in (b"1", b"2", b"3" * LONG, b"4"):
-        assert await bench.store.put("k", stream(content), "text/plain") is True
-        assert await content_of(bench.store, "k") == content
-        await bench.store.remove("k")
-        assert await nothing_at(bench, "k")
-
-
-async def test_a_listing_is_of_what_is_below_the_prefix(bench):
-    async with open_blobs(bench.url + "/below") as below, open_blobs(bench.url + "/below too") as other:
-        await bench.store.put("below!", stream(b"x"), "text/plain")
-        await below.put("k", stream(b"x"), "text/plain")
-        await other.put("k", stream(b"x"), "text/plain")
-        assert await keys_of(bench.store) == ["below too/k", "below!", "below/k"]
-        assert await keys_of(below) == ["k"]
-        assert await keys_of(other) == ["k"]
-
-
-async def test_what_is_being_written_is_not_listed(bench):
-    putting = await put_under_way(bench.store, "dir/k", LONG)
-    assert await keys_of(bench.store) == []
-    putting.cancel()
-    await asyncio.gather(putting, return_exceptions=True)
-
-
-async def test_more_objects_than_one_answer_has(bench, monkeypatch):
-    monkeypatch.setattr("rejoinder.adapters.s3_store.PAGE", 7)
-    monkeypatch.setattr("rejoinder.adapters.gcs_store.PAGE", 7)
-    monkeypatch.setattr("rejoinder.adapters.file_store.LISTED_AT_ONCE", 7)
-    keys = [f"{number % 3}/{number:03} é+%2F" if number % 2 else f"{number:03}" for number in range(50)]
-    await asyncio.gather(*[bench.store.put(key, stream(b"x"), "text/plain") for key in keys])
-    assert await keys_of(bench.store) == sorted(keys)
-    listing = bench.store.list()
-    assert (await anext(listing)).key in keys
-    await listing.aclose()
-    # What is removed as it is listed: nothing else is left out for it.
-    async for one in bench.store.list():
-        await bench.store.remove(one.key)
-    assert await keys_of(bench.store) == []
-
-
-async def test_a_listing_of_what_is_after(bench, monkeypatch):
-    monkeypatch.setattr("rejoinder.adapters.s3_store.PAGE", 2)
-    monkeypatch.setattr("rejoinder.adapters.gcs_store.PAGE", 2)
-    keys = sorted(["1", "10-a", "10-b/c", "10-b/d é", "10-b0", "2", "A", "a/b", "é/日本/🙂", "\uffee", "🙂", "~ %2F+"])
-    await asyncio.gather(*[bench.store.put(key, stream(b"x"), "text/plain") for key in keys])
-    for after in (*keys, "", "0", "10", "10-", "10-b", "10-b/", "10-b/c ", "10-c", "/", "~", "日", "🙂"):
-        assert sorted([one.key async for one in bench.store.list(after)]) == [key for key in keys if key > after], after
-
-
-async def test_removals_at_once(bench):
-    keys = [f"k{number}" for number in range(40)]
-    await asyncio.gather(*[bench.store.put(key, stream(b"x"), "text/plain") for key in keys])
-    await asyncio.gather(*[bench.store.remove(key) for key in keys * 2])
-    assert await keys_of(bench.store) == []
 
 
 @needs("has_buckets")
