@@ -20,9 +20,9 @@ Outcome = str | AdapterError | ValueError
 
 
 # Messages in calls that are as full as they can be, at once. A call to a service takes some tens of milliseconds: these
-# are some thousand a second, more than an event loop makes of single calls. Twice as many, as streams have at most with
-# their last messages, are fewer than the 100 calls that a connection to Google carries: others need not wait for them.
-UNDER_WAY = 48
+# are some thousand a second, about as many as an event loop makes of single calls. Of the 100 calls that a connection
+# to Google carries, and the 16 connections to SQS, they leave others some; what is more than all waits in the client.
+UNDER_WAY = 64
 
 
 class Replier:
